@@ -1,0 +1,1 @@
+"""Official checkpoints to folders that `from_pretrained` reads."""

@@ -1,0 +1,103 @@
+"""Masking for the masked language modelling of X-VLM (arXiv 2111.08276): a quarter of the tokens, in whole
+words and short spans, cut to an exact count.
+
+Shape letters: B texts, L text length.
+"""
+
+import random
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+
+def choose_masked_positions(
+    is_continuation: Sequence[bool],
+    rng: random.Random,
+    mask_probability: float = 0.25,
+    max_masks: int = 8,
+    span_probability: float = 0.2,
+    max_span: int = 3,
+) -> list[int]:
+    """Positions to predict in one text whose position 0 is [CLS].
+
+    `is_continuation[i]` says whether token i is a wordpiece that goes on with a word ("##ing"). The count is
+    min(max_masks, max(1, round(mask_probability * n))) of n tokens with [CLS], Python's rounding, and at most
+    n - 1. Positions are drawn in random order; with `span_probability` one becomes a span of 2..max_span
+    tokens; both ends grow to whole words. What exceeds the count is cut at random, so a word may be masked in
+    part. Raises ValueError if the text has no token besides [CLS].
+    """
+    n = len(is_continuation)
+    if n < 2:
+        raise ValueError(
+            "input_ids: a text has no token besides [CLS], so nothing can be masked; give it words"
+        )
+    count = min(max_masks, n - 1, max(1, round(mask_probability * n)))
+    masked: set[int] = set()
+    for position in rng.sample(range(1, n), n - 1):
+        if len(masked) >= count:
+            break
+        if position in masked:
+            continue
+        span = rng.randint(2, max_span) if rng.random() < span_probability else 1
+        start, end = position, min(position + span, n)
+        while start > 1 and is_continuation[start]:
+            start -= 1
+        while end < n and is_continuation[end]:
+            end += 1
+        masked.update(range(start, end))
+    return sorted(rng.sample(sorted(masked), count))
+
+
+class WholeWordMasking:
+    """Texts → inputs and labels of masked language modelling: of the chosen tokens 80% become [MASK], 10% a
+    token drawn from the whole vocabulary, 10% stay.
+
+    Defaults are those of the 4M recipe; the 16M recipe has `max_masks=6`.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        mask_probability: float = 0.25,
+        max_masks: int = 8,
+        span_probability: float = 0.2,
+        max_span: int = 3,
+    ):
+        if not 0 < mask_probability <= 1:
+            raise ValueError(f"mask_probability is {mask_probability}; give a share above 0 and up to 1")
+        if max_masks < 1 or max_span < 2:
+            raise ValueError(f"max_masks is {max_masks} and max_span {max_span}; give at least 1 and 2")
+        self.mask_token_id = tokenizer.mask_token_id
+        self.vocab_size = len(tokenizer)
+        self.is_continuation = [
+            t.startswith("##") for t in tokenizer.convert_ids_to_tokens(range(self.vocab_size))
+        ]
+        self.settings = {
+            "mask_probability": mask_probability,
+            "max_masks": max_masks,
+            "span_probability": span_probability,
+            "max_span": max_span,
+        }
+
+    def __call__(self, input_ids: Tensor, attention_mask: Tensor, rng: random.Random) -> dict[str, Tensor]:
+        """input_ids and attention_mask (B, L), padded on the right → mlm_input_ids and mlm_labels (B, L).
+
+        Labels are -100 wherever nothing is to be predicted.
+        """
+        mlm_input_ids, mlm_labels = input_ids.clone(), torch.full_like(input_ids, -100)
+        for row, (ids, length) in enumerate(
+            zip(input_ids.tolist(), attention_mask.sum(1).tolist(), strict=True)
+        ):
+            continuation = [self.is_continuation[token] for token in ids[:length]]
+            for position in choose_masked_positions(continuation, rng, **self.settings):
+                mlm_labels[row, position] = ids[position]
+                mlm_input_ids[row, position] = self._replacement(ids[position], rng)
+        return {"mlm_input_ids": mlm_input_ids, "mlm_labels": mlm_labels}
+
+    def _replacement(self, token: int, rng: random.Random) -> int:
+        draw = rng.random()
+        if draw < 0.8:
+            return self.mask_token_id
+        return rng.randrange(self.vocab_size) if draw < 0.9 else token

@@ -1,0 +1,54 @@
+"""Does a model prefer a caption to a foil that differs from it in one word? Scored by the matching head."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, ProcessorMixin
+
+from .inference import batched, evaluating, number_of, to_model
+from .metrics import foil_accuracy
+
+DECIMALS = 5  # what float32 can tell apart; beyond it, equal texts differ by their place in the batch
+
+
+@dataclass
+class FoilResult:
+    """Match logits (R,) of captions and foils, rounded to 5 decimals, and the share of captions that win."""
+
+    caption_scores: Tensor
+    foil_scores: Tensor
+    accuracy: float
+
+
+def evaluate_foils(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    rows: Iterable[dict],
+    batch_size: int = 32,
+    progress: bool = False,
+) -> FoilResult:
+    """Score rows with `image`, `caption` and `foil`; both texts of an image share its keys and values.
+
+    Raises:
+        ValueError: no rows, or `batch_size` below 1.
+    """
+    scores = []
+    with evaluating(model), tqdm(total=number_of(rows), desc="foils", disable=not progress) as bar:
+        for batch in batched(rows, batch_size):
+            images = processor(images=[row["image"] for row in batch], return_tensors="pt")
+            texts = processor(
+                text=[row[kind] for row in batch for kind in ("caption", "foil")], return_tensors="pt"
+            )
+            tokens = to_model(texts, model)  # (2 * B, L)
+            image_embeds = model.get_image_features(**to_model(images, model)).last_hidden_state
+            text_embeds = model.get_text_features(**tokens).last_hidden_state
+            logits = model.match(text_embeds, tokens["attention_mask"], model.project_image(image_embeds))
+            scores.append(logits[:, 1].float().round(decimals=DECIMALS).view(len(batch), 2).cpu())
+            bar.update(len(batch))
+    if not scores:
+        raise ValueError("rows is empty; give at least one row with `image`, `caption` and `foil`")
+    caption_scores, foil_scores = torch.cat(scores).unbind(dim=1)
+    return FoilResult(caption_scores, foil_scores, foil_accuracy(caption_scores, foil_scores))

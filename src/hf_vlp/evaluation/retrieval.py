@@ -1,0 +1,196 @@
+"""Two-stage retrieval: a shortlist by contrastive similarity, re-ranked by the matching head. X-VLM section
+4.2.
+
+I: images, T: texts, L: text length, D: text width, S: image tokens, k: length of the shortlist. Each image's
+keys and values are projected once, for a block of images at a time; an image's texts are scored side by side,
+sorted by length so that next to nothing is spent on padding.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, ProcessorMixin
+
+from .inference import batched, evaluating, number_of, to_model
+from .metrics import retrieval_recall
+
+UNSCORED = -100.0  # score of a pair outside the shortlist, as in the official code
+TEXTS_SIDE_BY_SIDE = (
+    32  # texts of one image in a group: enough to share its keys, few enough to be of one length
+)
+
+
+@dataclass
+class RetrievalResult:
+    """Scores of both stages and their recall; tensors are float32 on the CPU.
+
+    `itc_scores` (I, T) are cosines over all pairs. `image_to_text` (I, T) and `text_to_image` (T, I) are
+    match logits of the shortlist of each image and of each text, -100 elsewhere. `text_image` (T,) is the
+    image of each text. `itc_metrics` and `metrics` (re-ranked) are those of `retrieval_recall`.
+    """
+
+    itc_scores: Tensor
+    image_to_text: Tensor
+    text_to_image: Tensor
+    text_image: Tensor
+    itc_metrics: dict[str, float]
+    metrics: dict[str, float]
+
+
+def evaluate_retrieval(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    rows: Iterable[dict],
+    top_k: int = 128,
+    batch_size: int = 32,
+    progress: bool = False,
+) -> RetrievalResult:
+    """Score images against texts in two stages; rows hold `image` and `caption`, the list of the image's
+    texts.
+
+    `top_k` texts per image and images per text are re-ranked (official: 256 on COCO, 128 on Flickr30K), all
+    where there are fewer. `batch_size` images are encoded, or held with keys and values, at a time.
+
+    Raises:
+        ValueError: no rows, an image without captions, a caption that is not in a list, `top_k` or
+        `batch_size` below 1.
+    """
+    if top_k < 1:
+        raise ValueError(f"top_k is {top_k}; use a length of the shortlist of at least 1")
+    with evaluating(model):
+        images, image_features, captions = _encode_images(model, processor, rows, batch_size, progress)
+        texts, text_features = _encode_texts(
+            model, processor, [text for texts in captions for text in texts], batch_size, progress
+        )
+        itc_scores = image_features.float() @ text_features.float().T  # (I, T)
+        for_image, for_text = shortlists(itc_scores, top_k)
+        scores = _match(model, images, texts, for_image | for_text, batch_size, progress)
+    itc_scores = itc_scores.cpu().clone()
+    image_to_text = scores.where(for_image, UNSCORED).cpu()
+    text_to_image = scores.where(for_text, UNSCORED).T.contiguous().cpu()
+    text_image = torch.tensor([i for i, texts in enumerate(captions) for _ in texts])
+    return RetrievalResult(
+        itc_scores=itc_scores,
+        image_to_text=image_to_text,
+        text_to_image=text_to_image,
+        text_image=text_image,
+        itc_metrics=retrieval_recall(itc_scores, itc_scores.T, text_image),
+        metrics=retrieval_recall(image_to_text, text_to_image, text_image),
+    )
+
+
+def shortlists(scores: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+    """The `top_k` best texts of each image and images of each text, as two masks like `scores` (I, T)."""
+    images, texts = scores.shape
+    best_texts = scores.topk(min(top_k, texts), dim=1).indices
+    best_images = scores.topk(min(top_k, images), dim=0).indices
+    empty = torch.zeros_like(scores, dtype=torch.bool)
+    return empty.scatter(1, best_texts, True), empty.scatter(0, best_images, True)
+
+
+@dataclass
+class _Texts:
+    """Text embeds without padding: `embeds` (sum of lengths, D), one text after the other; `starts`,
+    `lengths` (T,).
+    """
+
+    embeds: Tensor
+    starts: Tensor
+    lengths: Tensor
+
+    def padded(self, texts: Tensor) -> tuple[Tensor, Tensor]:
+        """Embeds (n, L, D) and attention mask (n, L) of the texts at index (n,), L being the longest."""
+        lengths = self.lengths[texts, None]  # (n, 1)
+        slots = torch.arange(int(lengths.max()), device=texts.device)
+        mask = slots < lengths
+        rows = self.starts[texts, None] + slots.minimum(lengths - 1)  # padding repeats the last piece, masked
+        return self.embeds[rows], mask.long()
+
+
+def _encode_images(
+    model, processor, rows, batch_size: int, progress: bool
+) -> tuple[Tensor, Tensor, list[list[str]]]:
+    embeds, features, captions = [], [], []
+    with tqdm(total=number_of(rows), desc="images", disable=not progress) as bar:
+        for batch in batched(rows, batch_size):
+            captions += [_captions(row, len(captions) + i) for i, row in enumerate(batch)]
+            pixels = processor(images=[row["image"] for row in batch], return_tensors="pt")
+            output = model.get_image_features(**to_model(pixels, model))
+            embeds.append(output.last_hidden_state)
+            features.append(output.pooler_output)
+            bar.update(len(batch))
+    if not embeds:
+        raise ValueError("rows is empty; give at least one row with `image` and `caption`")
+    return torch.cat(embeds), torch.cat(features), captions
+
+
+def _captions(row: dict, index: int) -> list[str]:
+    captions = row["caption"]
+    if isinstance(captions, str) or not captions:
+        raise ValueError(
+            f"rows[{index}]['caption'] is {captions!r}; give one row per image with the list of its captions"
+        )
+    return captions
+
+
+def _encode_texts(
+    model, processor, texts: list[str], batch_size: int, progress: bool
+) -> tuple[_Texts, Tensor]:
+    tokens = to_model(processor(text=texts, return_tensors="pt"), model)
+    lengths = tokens["attention_mask"].sum(dim=1)
+    order = lengths.argsort(descending=True)
+    embeds, features = [], []
+    for batch in tqdm(order.split(8 * batch_size), desc="texts", disable=not progress):
+        length = int(lengths[batch[0]])
+        mask = tokens["attention_mask"][batch, :length]
+        output = model.get_text_features(input_ids=tokens["input_ids"][batch, :length], attention_mask=mask)
+        embeds.append(output.last_hidden_state[mask.bool()])  # (B, L, D) -> (sum of lengths, D)
+        features.append(output.pooler_output)
+    sorted_lengths = lengths[order]
+    starts = torch.empty_like(lengths)
+    starts[order] = sorted_lengths.cumsum(0) - sorted_lengths
+    return _Texts(torch.cat(embeds), starts, lengths), torch.cat(features)[order.argsort()]
+
+
+def _match(model, images: Tensor, texts: _Texts, wanted: Tensor, batch_size: int, progress: bool) -> Tensor:
+    """Match logits (I, T), float32, of the pairs marked in `wanted` (I, T)."""
+    scores = torch.full(wanted.shape, UNSCORED, device=wanted.device)
+    with tqdm(total=int(wanted.sum()), desc="pairs", unit="pair", disable=not progress) as bar:
+        for block in torch.arange(len(images), device=wanted.device).split(batch_size):
+            key_values = model.project_image(images[block])
+            group_image, group_texts = group_by_length(wanted[block], texts.lengths)
+            for image, chosen in zip(
+                group_image.split(batch_size), group_texts.split(batch_size), strict=True
+            ):
+                embeds, mask = texts.padded(chosen.flatten())
+                logits = model.match(
+                    embeds, mask, [(keys[image], values[image]) for keys, values in key_values]
+                )
+                scores[block[image, None], chosen] = logits[:, 1].float().view(chosen.shape)
+            bar.update(int(wanted[block].sum()))
+    return scores
+
+
+def group_by_length(wanted: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """Groups of texts of about one length, each for one image: index of the image (G,) and of its n texts (G,
+    n).
+
+    `wanted` (I, T) marks the pairs to score, `lengths` (T,) counts word pieces. n is `TEXTS_SIDE_BY_SIDE`,
+    less where no image has so many; the last group of an image repeats its shortest text. Groups of similar
+    length are neighbours.
+    """
+    order = lengths.argsort(descending=True)
+    size = min(TEXTS_SIDE_BY_SIDE, int(wanted.sum(dim=1).max()))
+    images, groups = [], []
+    for image, row in enumerate(wanted):
+        chosen = order[row[order]]  # longest first
+        count = -(-len(chosen) // size)
+        chosen = torch.cat([chosen, chosen[-1:].expand(count * size - len(chosen))])
+        groups.append(chosen.view(count, size))
+        images += [image] * count
+    groups = torch.cat(groups)  # (G, n)
+    by_length = lengths[groups[:, 0]].argsort(descending=True)
+    return torch.tensor(images, device=wanted.device)[by_length], groups[by_length]

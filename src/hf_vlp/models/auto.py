@@ -1,0 +1,60 @@
+"""Which class stands for what: one table, and the loop that tells transformers' Auto classes and ours.
+
+`AutoModel` gives back the class that a folder was saved from, with and without this package: the base model,
+or a head.
+"""
+
+from collections import OrderedDict
+
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForPreTraining, AutoProcessor
+from transformers.models.auto.auto_factory import _BaseAutoModelClass, _LazyAutoMapping
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+from .configuration_text import VLPTextConfig
+from .configuration_xvlm import XVLMConfig
+from .image_processing_xvlm import XVLMImageProcessor
+from .modeling_xvlm import XVLMForGrounding, XVLMForPreTraining, XVLMForRetrieval, XVLMModel
+from .processing_xvlm import XVLMProcessor
+
+
+class AutoModelForRetrieval(_BaseAutoModelClass):
+    """Loads the retrieval head of any model of this package."""
+
+    _model_mapping = _LazyAutoMapping(CONFIG_MAPPING_NAMES, OrderedDict())
+
+
+class AutoModelForGrounding(_BaseAutoModelClass):
+    """Loads the grounding head of any model of this package."""
+
+    _model_mapping = _LazyAutoMapping(CONFIG_MAPPING_NAMES, OrderedDict())
+
+
+# config: (processor, image processor, base model, heads)
+MODELS = {
+    XVLMConfig: (
+        XVLMProcessor,
+        XVLMImageProcessor,
+        XVLMModel,
+        (XVLMForPreTraining, XVLMForRetrieval, XVLMForGrounding),
+    ),
+}
+AUTO_CLASSES = {
+    auto_class.__name__: auto_class
+    for auto_class in (AutoModelForPreTraining, AutoModelForRetrieval, AutoModelForGrounding)
+}
+
+
+def register():
+    """Make the Auto classes know the models of this package."""
+    AutoConfig.register(VLPTextConfig.model_type, VLPTextConfig, exist_ok=True)
+    for config, (processor, image_processor, base_model, heads) in MODELS.items():
+        AutoConfig.register(config.model_type, config, exist_ok=True)
+        AutoProcessor.register(config, processor, exist_ok=True)
+        AutoImageProcessor.register(
+            config,
+            image_processor_classes=dict.fromkeys(("torchvision", "pil"), image_processor),
+            exist_ok=True,
+        )
+        AutoModel.register(config, (base_model, *heads), exist_ok=True)
+        for head in heads:
+            AUTO_CLASSES[head.auto_class].register(config, head, exist_ok=True)

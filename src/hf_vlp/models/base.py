@@ -1,0 +1,115 @@
+"""What every model of the package has in common: initialisation, loading, and saving with its own code."""
+
+import shutil
+import sys
+from pathlib import Path
+
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.dynamic_module_utils import get_relative_import_files
+
+from .backbones import resize_trunk
+
+
+class CarriesCode:
+    """A class whose saved folder names its code only while it is written, by
+    `VLPPreTrainedModel.save_pretrained`."""
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str | None = None):
+        """Do nothing: transformers calls this on loading, and would write half of what a folder needs."""
+
+
+class Projection(nn.Linear):
+    """A linear layer that keeps torch's own initialisation, as the official heads do."""
+
+
+class VLPPreTrainedModel(CarriesCode, PreTrainedModel):
+    """Base class of all models.
+
+    `new_parameters` names the parameters that the checkpoint a model was started from did not hold; the
+    papers give them a higher learning rate.
+    """
+
+    base_model_prefix = "model"
+    main_input_name = "pixel_values"
+    input_modalities = ("image", "text")
+    auto_class = "AutoModel"  # the Auto class that stands for this head
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False  # losses are means over the micro-batch, so the Trainer has to divide
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _no_split_modules = ["BertEmbeddings", "BertLayer"]
+
+    def __init__(self, config, *args, **kwargs):
+        super().__init__(config, *args, **kwargs)
+        self.new_parameters: frozenset[str] = frozenset()
+
+    def _init_weights(self, module: nn.Module):
+        super()._init_weights(module)
+        if isinstance(module, Projection):
+            module.reset_parameters()
+
+    @classmethod
+    def from_pretrained(
+        cls, *args, output_loading_info: bool = False, image_size: int | None = None, **kwargs
+    ):
+        """Load as in transformers; `image_size` (pixels) resamples the image trunk's position tables to
+        another size."""
+        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        model.new_parameters = frozenset(info["missing_keys"])
+        if image_size is not None:
+            model.set_image_size(image_size)
+        return (model, info) if output_loading_info else model
+
+    def set_image_size(self, image_size: int):
+        """Resample the position tables of the image trunk, so that it reads images of `image_size` pixels a
+        side.
+
+        Raises:
+            ValueError: the trunk's patches or windows do not fit the size.
+        """
+        base = self.base_model
+        base.vision_model = resize_trunk(base.vision_model, image_size).to(self.device, self.dtype)
+        base.vision_model.train(self.training)
+        self.config.vision_config = base.config.vision_config = base.vision_model.config
+
+    def save_pretrained(
+        self, save_directory, is_main_process: bool = True, state_dict: dict | None = None, **kwargs
+    ):
+        """Save as in transformers, and the code beside it, so that `trust_remote_code=True` loads without
+        this package.
+
+        The Trainer hands over a `state_dict`; its checkpoints stay plain.
+        """
+        # live names: a resumed Trainer reads the file as it is
+        kwargs.setdefault("save_original_format", False)
+        kwargs.update(is_main_process=is_main_process, state_dict=state_dict)
+        if state_dict is not None:
+            return super().save_pretrained(save_directory, **kwargs)
+        self.config.auto_map = self._auto_map()
+        try:
+            if is_main_process:
+                self.save_code(save_directory)
+            return super().save_pretrained(save_directory, **kwargs)
+        finally:
+            del self.config.auto_map
+
+    def save_code(self, directory: str | Path):
+        """Copy the modeling file and the sibling files it imports into `directory`."""
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        modeling_file = sys.modules[type(self).__module__].__file__
+        for file in {modeling_file, *get_relative_import_files(modeling_file)}:
+            shutil.copyfile(file, directory / Path(file).name)
+
+    def _auto_map(self) -> dict[str, str]:
+        module = type(self).__module__.split(".")[-1]
+        head = f"{module}.{type(self).__name__}"
+        return {
+            "AutoConfig": f"{module}.{type(self.config).__name__}",
+            "AutoModel": head,
+            self.auto_class: head,
+        }

@@ -1,0 +1,36 @@
+"""Boxes and the image patches they touch.
+
+R: regions, G: patches along one side, N = G * G patches. Boxes are `cxcywh` or `xyxy`, both relative to the
+image (0..1).
+"""
+
+import torch
+from torch import Tensor
+from torchvision.ops import box_convert, generalized_box_iou_loss
+
+
+def patch_mask(boxes: Tensor, grid: int) -> Tensor:
+    """Mark every patch that a box touches, at least one per box: (R, 4) `xyxy` -> (R, N) bool, row by row.
+
+    X-VLM section 3.1; the rule of the official code, which rounds outwards.
+    """
+    boxes = (boxes * grid).double()
+    # 1e-6 swallows the rounding of boxes that end on a patch's edge
+    first = boxes[:, :2].add(1e-6).floor().clamp(0, grid - 1)  # (R, 2), x and y
+    last = torch.maximum(boxes[:, 2:].sub(1e-6).ceil().clamp(max=grid), first + 1)  # (R, 2), one past the end
+    cells = torch.arange(grid, device=boxes.device)
+    inside = (cells >= first[..., None]) & (cells < last[..., None])  # (R, 2, G)
+    return (inside[:, 1, :, None] & inside[:, 0, None, :]).flatten(1)  # (R, G, G) -> (R, N)
+
+
+def box_losses(predicted: Tensor, target: Tensor, counted: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """L1 and GIoU loss of `cxcywh` boxes (R, 4), each summed over boxes and divided by their number.
+
+    Rows where `counted` (R,) is False are left out; without any row left, both are 0. X-VLM equation 6.
+    """
+    counted = predicted.new_ones(len(predicted)) if counted is None else counted.to(predicted.dtype)
+    total = counted.sum().clamp(min=1)
+    l1 = (predicted - target).abs().sum(dim=-1)  # (R,)
+    corners = (box_convert(boxes, "cxcywh", "xyxy") for boxes in (predicted, target))
+    giou = generalized_box_iou_loss(*corners)  # (R,)
+    return (l1 * counted).sum() / total, (giou * counted).sum() / total

@@ -1,0 +1,43 @@
+"""Configuration of the BERT that reads the text and, in its upper layers, the image."""
+
+from huggingface_hub.dataclasses import strict
+from transformers.configuration_utils import PreTrainedConfig
+
+
+@strict
+class VLPTextConfig(PreTrainedConfig):
+    """BERT-base geometry, cut into text layers and fusion layers.
+
+    Fields: `num_text_layers` layers read words only, the `num_fusion_layers` above them also attend to the
+    image; the others are BERT's own. `position_offset` is the position of the first word (0 in BERT,
+    `pad_token_id + 1` in RoBERTa).
+    """
+
+    model_type = "vlp_text"
+    base_config_key = "text_config"
+
+    vocab_size: int = 30522
+    hidden_size: int = 768
+    num_text_layers: int = 6
+    num_fusion_layers: int = 6
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float | int = 0.1
+    attention_probs_dropout_prob: float | int = 0.1
+    max_position_embeddings: int = 512
+    position_offset: int = 0
+    type_vocab_size: int = 2
+    initializer_range: float | int = 0.02
+    layer_norm_eps: float | int = 1e-12
+    pad_token_id: int | None = 0
+    tie_word_embeddings: bool = True
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"num_attention_heads={self.num_attention_heads} does not divide "
+                f"hidden_size={self.hidden_size}; "
+                "choose a number of heads that does"
+            )

@@ -1,0 +1,638 @@
+"""X-VLM: multi-grained vision-language pre-training, aligning texts with visual concepts (arXiv 2111.08276).
+
+One image pass gives a visual concept for the whole image and for each of its regions; texts are compared with
+concepts (ITC), matched to them (ITM), completed from them (MLM), and located in the image (box).
+
+B: images, R: texts and their visual concepts, N: patches, S = 1 + N image tokens, L: text length, D: text
+width, W: image width, P: projection width, H: heads, d = D / H.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoModel, AutoModelForMaskedLM, PreTrainedConfig
+from transformers import initialization as init
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from .backbones import ImageTrunk
+from .base import Projection, VLPPreTrainedModel
+from .boxes import box_losses
+from .configuration_text import VLPTextConfig
+from .configuration_xvlm import XVLMConfig
+from .distributed import gather_rows
+from .layers_bert import FusionEncoder, KeyValues, MaskedLMHead, TextEncoder
+from .negatives import hard_negatives
+from .objectives import contrastive_logits, contrastive_loss, masked_lm_loss, matching_loss
+from .outputs import VLPForGroundingOutput, VLPForPreTrainingOutput, VLPForRetrievalOutput, VLPModelOutput
+
+
+class VisualConcepts(NamedTuple):
+    """What texts attend to: an image or a region each.
+
+    `embeds` (R, W) is the global token of each concept, `key_values` hold (R, H, S, d) per fusion layer,
+    `mask` (R, S) marks the tokens to see, None for all.
+    """
+
+    embeds: Tensor
+    key_values: list[KeyValues]
+    mask: Tensor | None = None
+
+    def select(self, index: Tensor) -> "VisualConcepts":
+        """The concepts at `index` (M,), which may repeat."""
+        key_values = [(keys[index], values[index]) for keys, values in self.key_values]
+        return VisualConcepts(self.embeds[index], key_values, None if self.mask is None else self.mask[index])
+
+
+class PredictionHead(nn.Module):
+    """The two-layer head on the fused [CLS] state: (R, D) -> (R, outputs)."""
+
+    def __init__(self, config: XVLMConfig, outputs: int):
+        super().__init__()
+        width = config.text_config.hidden_size
+        self.fc1 = Projection(width, 2 * width)
+        self.layer_norm = nn.LayerNorm(2 * width, eps=config.head_layer_norm_eps)
+        self.fc2 = Projection(2 * width, outputs)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.layer_norm(self.fc1(hidden_states))))
+
+
+class XVLMPreTrainedModel(VLPPreTrainedModel):
+    """Common parent of the X-VLM classes."""
+
+    config: XVLMConfig
+    config_class = XVLMConfig
+    _keys_to_ignore_on_load_unexpected = [
+        r"(^|\.)(lm_head|itm_head|bbox_head|image_projection|text_projection)\."
+    ]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        super()._init_weights(module)
+        if isinstance(module, XVLMModel) and module.temperature is not None:
+            init.constant_(module.temperature, self.config.initial_temperature)
+
+    @classmethod
+    def from_backbones(cls, vision: str, text: str, image_size: int | None = None, **config_fields):
+        """Start from a public vision model and a public BERT, as the paper does.
+
+        BERT's lower layers become the text layers, the upper ones the fusion layers; of a 24-layer BERT,
+        every second upper layer. Cross-attention, projections and heads are new (`new_parameters`).
+
+        Args:
+            vision: name or folder of a vision model; its position tables are resampled to `image_size` if
+                given.
+            text: name or folder of a BERT.
+            image_size: side of the images in pixels.
+            config_fields: further fields of `XVLMConfig`.
+
+        Raises:
+            ValueError: `text` is no BERT of 12 or 24 layers.
+        """
+        trunk = AutoModel.from_pretrained(vision)
+        bert = AutoModelForMaskedLM.from_pretrained(text)
+        text_config = _split_bert_config(bert.config, text)
+        model = cls(XVLMConfig(vision_config=trunk.config, text_config=text_config, **config_fields))
+        state = {f"vision_model.trunk.{name}": value for name, value in trunk.state_dict().items()}
+        state.update(_bert_to_text_and_fusion(bert.state_dict(), text_config, bert.config.num_hidden_layers))
+        loaded = model.load_state_dict(_with_base_prefix(model, state), strict=False)
+        tied = set(model.all_tied_weights_keys)
+        model.new_parameters = frozenset(loaded.missing_keys) - tied
+        if image_size is not None:
+            model.set_image_size(image_size)
+        return model
+
+
+class XVLMModel(XVLMPreTrainedModel):
+    """The image trunk, the text encoder, their fusion, and the projections that the contrastive loss
+    compares.
+
+    Heads that compare nothing leave the projections out (`add_projections=False`).
+    """
+
+    def __init__(self, config: XVLMConfig, add_projections: bool = True):
+        super().__init__(config)
+        self.vision_model = ImageTrunk(config.vision_config)
+        self.text_model = TextEncoder(config.text_config)
+        self.fusion_model = FusionEncoder(config.text_config, self.vision_model.width)
+        self.image_projection = self.text_projection = self.temperature = None
+        if add_projections:
+            self.image_projection = Projection(self.vision_model.width, config.projection_dim)
+            self.text_projection = Projection(config.text_config.hidden_size, config.projection_dim)
+            self.temperature = nn.Parameter(torch.full((1,), float(config.initial_temperature)))
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.text_model.embeddings.word_embeddings
+
+    def set_input_embeddings(self, value: nn.Module):
+        self.text_model.embeddings.word_embeddings = value
+
+    def get_image_features(self, pixel_values: Tensor) -> BaseModelOutputWithPooling:
+        """Images (B, 3, size, size) to embeds (B, S, W) `[global; patches]` and unit vectors (B, P)."""
+        image_embeds = self.vision_model(pixel_values)
+        return BaseModelOutputWithPooling(
+            image_embeds, self._project(self.image_projection, image_embeds[:, 0])
+        )
+
+    def get_text_features(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None
+    ) -> BaseModelOutputWithPooling:
+        """Texts (R, L) to embeds (R, L, D) and unit vectors (R, P)."""
+        text_embeds = self.text_model(
+            input_ids, _all_ones(input_ids) if attention_mask is None else attention_mask
+        )
+        return BaseModelOutputWithPooling(text_embeds, self._project(self.text_projection, text_embeds[:, 0]))
+
+    def get_region_features(
+        self, pixel_values: Tensor, region_image_index: Tensor, region_patch_mask: Tensor
+    ) -> BaseModelOutputWithPooling:
+        """Regions to embeds (R, S, W) `[mean of covered patches; all patches]` and unit vectors (R, P).
+
+        The images (B, 3, size, size) are encoded once; `region_image_index` (R,) tells the image of each
+        region and `region_patch_mask` (R, N) the patches it covers. X-VLM section 3.1.
+
+        Raises:
+            ValueError: the masks do not fit the patches, or the regions name more images than there are.
+        """
+        image_embeds = self.vision_model(pixel_values)
+        _check_regions(image_embeds, region_image_index, region_patch_mask)
+        region_embeds = _region_means(image_embeds, region_image_index, region_patch_mask)
+        embeds = torch.cat([region_embeds[:, None], image_embeds[region_image_index, 1:]], dim=1)
+        return BaseModelOutputWithPooling(embeds, self._project(self.image_projection, region_embeds))
+
+    def project_image(self, image_embeds: Tensor) -> list[KeyValues]:
+        """Keys and values of every fusion layer, once per image: (B, S, W) -> per layer two tensors (B, H, S,
+        d)."""
+        return self.fusion_model.project_image(image_embeds)
+
+    def fuse(
+        self,
+        text_embeds: Tensor,
+        attention_mask: Tensor,
+        key_values: list[KeyValues],
+        image_mask: Tensor | None = None,
+        cls_only: bool = False,
+    ) -> Tensor:
+        """Texts (R, L, D) fused with the image each belongs to: (R, L, D), or [CLS] alone (R, 1, D) with
+        `cls_only`.
+
+        `key_values` come from `project_image`, `image_mask` (B, S) marks the image tokens to see. R is B, or
+        a multiple of it with the texts of each image next to one another.
+        """
+        return self.fusion_model(text_embeds, attention_mask, key_values, image_mask, cls_only)
+
+    def concepts(
+        self,
+        image_embeds: Tensor,
+        region_image_index: Tensor | None = None,
+        region_patch_mask: Tensor | None = None,
+    ) -> tuple[VisualConcepts, VisualConcepts]:
+        """The visual concept of each text, and the whole image that it comes from; the same without regions.
+
+        Image keys and values are projected once per image; a region adds those of its own global token.
+        """
+        images = VisualConcepts(image_embeds[:, 0], self.project_image(image_embeds))
+        if region_image_index is None:
+            return images, images
+        _check_regions(image_embeds, region_image_index, region_patch_mask)
+        images = images.select(region_image_index)
+        region_embeds = _region_means(image_embeds, region_image_index, region_patch_mask)
+        own = self.project_image(region_embeds[:, None])  # (R, H, 1, d)
+        key_values = [
+            tuple(torch.cat([mine, whole[:, :, 1:]], dim=2) for mine, whole in zip(*pair, strict=True))
+            for pair in zip(own, images.key_values, strict=True)
+        ]
+        mask = F.pad(region_patch_mask.bool(), (1, 0), value=True)  # (R, S)
+        return VisualConcepts(region_embeds, key_values, mask), images
+
+    def compare(self, image_features: Tensor, text_features: Tensor) -> Tensor:
+        """Contrastive logits of unit vectors (B, P), (R, P): (B, R)."""
+        if self.training:  # held in range while training, as in the official pretraining
+            with torch.no_grad():
+                self.temperature.clamp_(self.config.min_temperature, self.config.max_temperature)
+        return contrastive_logits(image_features, text_features, self.temperature)
+
+    def image_text_contrast(
+        self, image_features: Tensor, text_features: Tensor, ids: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """ITC over the pairs of all processes, and the logits (R, R) of the pairs of this one."""
+        logits = self.compare(image_features, text_features)
+        official = self.config.official_gather_gradient
+        gathered = self.compare(gather_rows(image_features, official), gather_rows(text_features, official))
+        return contrastive_loss(gathered, None if ids is None else gather_rows(ids)), logits
+
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        region_image_index: Tensor | None = None,
+        region_patch_mask: Tensor | None = None,
+        return_dict: bool = True,
+    ) -> VLPModelOutput | tuple:
+        """Encode images, texts, or both and their fusion.
+
+        `pixel_values` (B, 3, size, size), `input_ids` and `attention_mask` (R, L). Text r belongs to image r,
+        or with `region_image_index` (R,) and `region_patch_mask` (R, N) to a region of that image.
+        """
+        if pixel_values is None and input_ids is None:
+            raise ValueError("pixel_values and input_ids are both None; give images, texts, or both")
+        output = VLPModelOutput()
+        if input_ids is not None:
+            attention_mask = _all_ones(input_ids) if attention_mask is None else attention_mask
+            text = self.get_text_features(input_ids, attention_mask)
+            output.text_embeds, output.text_features = text.last_hidden_state, text.pooler_output
+        if pixel_values is not None:
+            output.image_embeds = self.vision_model(pixel_values)
+            concepts, _ = self.concepts(output.image_embeds, region_image_index, region_patch_mask)
+            output.image_features = self._project(self.image_projection, concepts.embeds)
+        if pixel_values is not None and input_ids is not None:
+            _check_pairs(concepts, input_ids)
+            output.last_hidden_state = self.fuse(
+                output.text_embeds, attention_mask, concepts.key_values, concepts.mask
+            )
+        return output if return_dict else output.to_tuple()
+
+    @staticmethod
+    def _project(projection: nn.Module | None, embeds: Tensor) -> Tensor | None:
+        return None if projection is None else F.normalize(projection(embeds), dim=-1)
+
+
+class XVLMHead(XVLMPreTrainedModel):
+    """A task head on `XVLMModel`, whose methods it passes on."""
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module):
+        self.model.set_input_embeddings(value)
+
+    def get_image_features(self, pixel_values: Tensor) -> BaseModelOutputWithPooling:
+        """See `XVLMModel.get_image_features`."""
+        return self.model.get_image_features(pixel_values)
+
+    def get_region_features(
+        self, pixel_values: Tensor, region_image_index: Tensor, region_patch_mask: Tensor
+    ) -> BaseModelOutputWithPooling:
+        """See `XVLMModel.get_region_features`."""
+        return self.model.get_region_features(pixel_values, region_image_index, region_patch_mask)
+
+    def get_text_features(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None
+    ) -> BaseModelOutputWithPooling:
+        """See `XVLMModel.get_text_features`."""
+        return self.model.get_text_features(input_ids, attention_mask)
+
+    def project_image(self, image_embeds: Tensor) -> list[KeyValues]:
+        """See `XVLMModel.project_image`."""
+        return self.model.project_image(image_embeds)
+
+
+class XVLMMatchingHead(XVLMHead):
+    """A head that matches texts with visual concepts (ITM)."""
+
+    def match(self, text_embeds: Tensor, attention_mask: Tensor, key_values: list[KeyValues]) -> Tensor:
+        """Matching logits (R, 2), index 1 for a match, of texts (R, L, D) with the images of `key_values`.
+
+        R is the number of images or a multiple of it, with the texts of each image next to one another.
+        """
+        return self.itm_head(self.model.fuse(text_embeds, attention_mask, key_values, cls_only=True)[:, 0])
+
+    def match_hard(
+        self,
+        concepts: VisualConcepts,
+        text_embeds: Tensor,
+        mask: Tensor,
+        wrong_image: Tensor,
+        wrong_text: Tensor,
+    ) -> Tensor:
+        """Matching logits (3R, 2): each pair, each text with a wrong image, each image with a wrong text."""
+        right = torch.arange(len(text_embeds), device=text_embeds.device)
+        texts = torch.cat([right, right, wrong_text])
+        concepts = concepts.select(torch.cat([right, wrong_image, right]))
+        fused = self.model.fuse(
+            text_embeds[texts], mask[texts], concepts.key_values, concepts.mask, cls_only=True
+        )
+        return self.itm_head(fused[:, 0])
+
+
+class XVLMForPreTraining(XVLMMatchingHead):
+    """X-VLM with the objectives of pretraining: ITC, ITM, MLM, and for regions the box. X-VLM section 3."""
+
+    auto_class = "AutoModelForPreTraining"
+    _tied_weights_keys = {"lm_head.decoder.weight": "model.text_model.embeddings.word_embeddings.weight"}
+
+    def __init__(self, config: XVLMConfig):
+        super().__init__(config)
+        self.model = XVLMModel(config)
+        self.itm_head = PredictionHead(config, 2)
+        self.bbox_head = PredictionHead(config, 4)
+        self.lm_head = MaskedLMHead(config.text_config)
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head.decoder
+
+    def set_output_embeddings(self, value: nn.Module):
+        self.lm_head.decoder = value
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        mlm_input_ids: Tensor,
+        mlm_labels: Tensor,
+        region_image_index: Tensor | None = None,
+        region_patch_mask: Tensor | None = None,
+        target_boxes: Tensor | None = None,
+        is_full_image: Tensor | None = None,
+        image_ids: Tensor | None = None,
+        negative_image_index: Tensor | None = None,
+        negative_text_index: Tensor | None = None,
+        return_dict: bool = True,
+    ) -> VLPForPreTrainingOutput | tuple:
+        """One step on an image batch, or with the region arguments on a region batch.
+
+        Args:
+            pixel_values: images (B, 3, size, size).
+            input_ids, attention_mask: texts (R, L); without regions R = B and text r belongs to image r.
+            mlm_input_ids, mlm_labels: the same texts with masked words (R, L), and the words there, -100
+                elsewhere.
+            region_image_index, region_patch_mask: image of each region (R,), patches it covers (R, N).
+            target_boxes: box of each region (R, 4) as cx, cy, w, h in 0..1.
+            is_full_image: regions that are whole images (R,), left out of the box losses.
+            image_ids: (R,) pairs with equal ids are positives of one another, never negatives.
+            negative_image_index, negative_text_index: hard negatives (R,) instead of drawn ones.
+
+        Raises:
+            ValueError: shapes that do not fit, or a batch without negatives.
+        """
+        text_mask = attention_mask
+        image_embeds = self.model.vision_model(pixel_values)
+        concepts, images = self.model.concepts(image_embeds, region_image_index, region_patch_mask)
+        _check_pairs(concepts, input_ids)
+        text_embeds, masked_embeds = self.model.text_model(
+            torch.cat([input_ids, mlm_input_ids]), torch.cat([text_mask, text_mask])
+        ).chunk(2)
+
+        image_features = self.model._project(self.model.image_projection, concepts.embeds)
+        text_features = self.model._project(self.model.text_projection, text_embeds[:, 0])
+        loss_itc, logits = self.model.image_text_contrast(image_features, text_features, image_ids)
+
+        if negative_image_index is None:
+            negative_image_index, negative_text_index = hard_negatives(logits, image_ids)
+        itm_logits = self.match_hard(
+            concepts, text_embeds, text_mask, negative_image_index, negative_text_index
+        )
+        loss_itm = matching_loss(itm_logits, num_positive=len(input_ids))
+
+        masked_words = self.model.fuse(masked_embeds, text_mask, concepts.key_values, concepts.mask)
+        labelled = mlm_labels != -100
+        mlm_logits = self.lm_head(masked_words[labelled])  # vocabulary logits only where a label asks
+        loss_mlm = masked_lm_loss(mlm_logits, mlm_labels[labelled])
+
+        config = self.config
+        loss = config.itc_weight * loss_itc + config.itm_weight * loss_itm + config.mlm_weight * loss_mlm
+        pred_boxes = loss_bbox = loss_giou = None
+        if target_boxes is not None:
+            located = self.model.fuse(text_embeds, text_mask, images.key_values, cls_only=True)
+            pred_boxes = self.bbox_head(located[:, 0]).sigmoid()
+            loss_bbox, loss_giou = _box_losses(pred_boxes, target_boxes, is_full_image)
+            loss = loss + config.bbox_weight * loss_bbox + config.giou_weight * loss_giou
+
+        output = VLPForPreTrainingOutput(
+            loss=loss,
+            loss_itc=loss_itc,
+            loss_itm=loss_itm,
+            loss_mlm=loss_mlm,
+            loss_bbox=loss_bbox,
+            loss_giou=loss_giou,
+            logits_per_image=logits,
+            itm_logits=itm_logits,
+            mlm_logits=mlm_logits,
+            pred_boxes=pred_boxes,
+            image_features=image_features,
+            text_features=text_features,
+        )
+        return output if return_dict else output.to_tuple()
+
+
+class XVLMForRetrieval(XVLMMatchingHead):
+    """X-VLM for image-text retrieval: ITC to find candidates, ITM to rank them. X-VLM section 4.3."""
+
+    auto_class = "AutoModelForRetrieval"
+
+    def __init__(self, config: XVLMConfig):
+        super().__init__(config)
+        self.model = XVLMModel(config)
+        self.itm_head = PredictionHead(config, 2)
+        self.post_init()
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        image_ids: Tensor | None = None,
+        negative_image_index: Tensor | None = None,
+        negative_text_index: Tensor | None = None,
+        return_loss: bool = True,
+        return_dict: bool = True,
+    ) -> VLPForRetrievalOutput | tuple:
+        """Compare images (B, 3, size, size) with texts (R, L); with `return_loss`, R = B and text r belongs
+        to image r.
+
+        Args:
+            image_ids: (B,) pairs with equal ids show the same image: positives of one another, never
+                negatives.
+            negative_image_index, negative_text_index: hard negatives (B,) instead of drawn ones.
+
+        Raises:
+            ValueError: `image_ids` or the texts do not fit the images, or a training batch has no negatives.
+        """
+        attention_mask = _all_ones(input_ids) if attention_mask is None else attention_mask
+        image = self.model.get_image_features(pixel_values)
+        text = self.model.get_text_features(input_ids, attention_mask)
+        features = {"image_features": image.pooler_output, "text_features": text.pooler_output}
+        if not return_loss:
+            output = VLPForRetrievalOutput(logits_per_image=self.model.compare(**features), **features)
+            return output if return_dict else output.to_tuple()
+
+        concepts, _ = self.model.concepts(image.last_hidden_state)
+        _check_pairs(concepts, input_ids)
+        _check_ids(image_ids, input_ids)
+        loss_itc, logits = self.model.image_text_contrast(**features, ids=image_ids)
+        if negative_image_index is None:
+            negative_image_index, negative_text_index = hard_negatives(logits, image_ids)
+        itm_logits = self.match_hard(
+            concepts, text.last_hidden_state, attention_mask, negative_image_index, negative_text_index
+        )
+        loss_itm = matching_loss(itm_logits, num_positive=len(input_ids))
+        output = VLPForRetrievalOutput(
+            loss=self.config.itc_weight * loss_itc + self.config.itm_weight * loss_itm,
+            loss_itc=loss_itc,
+            loss_itm=loss_itm,
+            logits_per_image=logits,
+            itm_logits=itm_logits,
+            **features,
+        )
+        return output if return_dict else output.to_tuple()
+
+
+class XVLMForGrounding(XVLMHead):
+    """X-VLM for visual grounding: the box of what a text refers to, from the fused [CLS]. X-VLM section
+    4.3."""
+
+    auto_class = "AutoModelForGrounding"
+
+    def __init__(self, config: XVLMConfig):
+        super().__init__(config)
+        self.model = XVLMModel(config, add_projections=False)
+        self.bbox_head = PredictionHead(config, 4)
+        self.post_init()
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        target_boxes: Tensor | None = None,
+        region_image_index: Tensor | None = None,
+        return_dict: bool = True,
+    ) -> VLPForGroundingOutput | tuple:
+        """Locate texts (R, L) in images (B, 3, size, size).
+
+        Text r refers to image r, or with `region_image_index` (R,) to that image, which is encoded once.
+        `target_boxes` (R, 4) as cx, cy, w, h in 0..1 ask for the losses.
+
+        Raises:
+            ValueError: the texts do not fit the images.
+        """
+        attention_mask = _all_ones(input_ids) if attention_mask is None else attention_mask
+        images, _ = self.model.concepts(self.model.vision_model(pixel_values))
+        if region_image_index is not None:
+            _check_index(region_image_index, len(pixel_values))
+            images = images.select(region_image_index)
+        _check_pairs(images, input_ids)
+        text_embeds = self.model.text_model(input_ids, attention_mask)
+        fused = self.model.fuse(text_embeds, attention_mask, images.key_values, cls_only=True)
+        output = VLPForGroundingOutput(pred_boxes=self.bbox_head(fused[:, 0]).sigmoid())
+        if target_boxes is not None:
+            output.loss_bbox, output.loss_giou = _box_losses(output.pred_boxes, target_boxes)
+            output.loss = (
+                self.config.bbox_weight * output.loss_bbox + self.config.giou_weight * output.loss_giou
+            )
+        return output if return_dict else output.to_tuple()
+
+
+def _all_ones(input_ids: Tensor) -> Tensor:
+    return torch.ones_like(input_ids)
+
+
+def _region_means(image_embeds: Tensor, region_image_index: Tensor, region_patch_mask: Tensor) -> Tensor:
+    """Mean of the patches that each region covers: (B, S, W) -> (R, W)."""
+    weights = region_patch_mask.to(image_embeds.dtype)
+    weights = weights / weights.sum(dim=1, keepdim=True).clamp(min=1)
+    return torch.einsum("rn,rnw->rw", weights, image_embeds[region_image_index, 1:])
+
+
+def _box_losses(
+    pred_boxes: Tensor, target_boxes: Tensor, is_full_image: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    if target_boxes.shape != pred_boxes.shape:
+        raise ValueError(
+            f"target_boxes is {tuple(target_boxes.shape)} for {len(pred_boxes)} texts; give one box of cx, "
+            f"cy, w, h "
+            "relative to the image per text"
+        )
+    counted = None if is_full_image is None else ~is_full_image.bool()
+    return box_losses(pred_boxes.float(), target_boxes.float(), counted)
+
+
+# Checks at the border
+
+
+def _check_pairs(concepts: VisualConcepts, input_ids: Tensor):
+    if len(concepts.embeds) != len(input_ids):
+        raise ValueError(
+            f"input_ids has {len(input_ids)} texts for {len(concepts.embeds)} images or regions; give one "
+            f"text for each, "
+            "or tell the image of each text with region_image_index"
+        )
+
+
+def _check_ids(image_ids: Tensor | None, input_ids: Tensor):
+    if image_ids is not None and image_ids.shape != (len(input_ids),):
+        raise ValueError(
+            f"image_ids is {tuple(image_ids.shape)} for {len(input_ids)} pairs; give one integer id per pair"
+        )
+
+
+def _check_index(region_image_index: Tensor, num_images: int):
+    if (
+        not torch.compiler.is_compiling()
+        and len(region_image_index)
+        and int(region_image_index.max()) >= num_images
+    ):
+        raise ValueError(
+            f"region_image_index names image {int(region_image_index.max())}, but pixel_values holds "
+            f"{num_images} "
+            "images; count images from 0 within the batch"
+        )
+
+
+def _check_regions(image_embeds: Tensor, region_image_index: Tensor, region_patch_mask: Tensor | None):
+    expected = (len(region_image_index), image_embeds.shape[1] - 1)
+    if region_patch_mask is None or tuple(region_patch_mask.shape) != expected:
+        got = None if region_patch_mask is None else tuple(region_patch_mask.shape)
+        raise ValueError(
+            f"region_patch_mask is {got}, but region_image_index and the image trunk ask for {expected} "
+            f"(regions, "
+            "patches); make it with the model's processor"
+        )
+    _check_index(region_image_index, len(image_embeds))
+
+
+# Starting from public BERT weights
+
+
+def _split_bert_config(bert: PreTrainedConfig, name: str) -> VLPTextConfig:
+    if bert.num_hidden_layers not in (12, 24):
+        raise ValueError(f"text={name!r} has {bert.num_hidden_layers} layers; use a BERT of 12 or 24 layers")
+    shared = {field: value for field, value in bert.to_dict().items() if field in VLPTextConfig().to_dict()}
+    for field in ("model_type", "transformers_version", "architectures"):
+        shared.pop(field, None)
+    return VLPTextConfig(**shared, num_text_layers=bert.num_hidden_layers // 2, num_fusion_layers=6)
+
+
+def _bert_to_text_and_fusion(
+    state: dict[str, Tensor], config: VLPTextConfig, num_layers: int
+) -> dict[str, Tensor]:
+    step = num_layers // 2 // config.num_fusion_layers  # 12 layers: 6, 7, ..., 11; 24 layers: 13, 15, ..., 23
+    upper = {config.num_text_layers + step * (i + 1) - 1: i for i in range(config.num_fusion_layers)}
+    renamed = {}
+    for name, value in state.items():
+        prefix, _, rest = name.partition("encoder.layer.")
+        number, _, rest = rest.partition(".")
+        if name.startswith("bert.embeddings.") and not name.endswith("position_ids"):
+            renamed[name.replace("bert.embeddings.", "text_model.embeddings.")] = value
+        elif prefix == "bert." and int(number) < config.num_text_layers:
+            renamed[f"text_model.layer.{number}.{rest}"] = value
+        elif prefix == "bert." and int(number) in upper:
+            renamed[f"fusion_model.layer.{upper[int(number)]}.{rest}"] = value
+        elif name.startswith("cls.predictions.transform."):
+            renamed[name.replace("cls.predictions.transform.", "lm_head.")] = value
+        elif name == "cls.predictions.bias":
+            renamed["lm_head.decoder.bias"] = value
+    return renamed
+
+
+def _with_base_prefix(model: VLPPreTrainedModel, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Names of `state` as `model`, a base model or a head, has them; what it lacks is left out."""
+    own = set(model.state_dict())
+    placed = {(name if name in own else f"model.{name}"): value for name, value in state.items()}
+    return {name: value for name, value in placed.items() if name in own}

@@ -1,0 +1,16 @@
+"""Training with the Trainer of transformers: its subclass, its arguments, the papers' recipes."""
+
+from .arguments import VLPTrainingArguments
+from .checkpoints import last_complete_checkpoint
+from .optimizers import OfficialAdamW
+from .recipes import RECIPES, recipe
+from .trainer import VLPTrainer
+
+__all__ = [
+    "RECIPES",
+    "OfficialAdamW",
+    "VLPTrainer",
+    "VLPTrainingArguments",
+    "last_complete_checkpoint",
+    "recipe",
+]

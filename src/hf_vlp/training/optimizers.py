@@ -1,0 +1,71 @@
+"""AdamW as the official code of X-VLM and ALBEF runs it, for training that has to follow theirs."""
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+
+
+class OfficialAdamW(torch.optim.Optimizer):
+    """AdamW by the rule of transformers 4, which differs from `torch.optim.AdamW` in two points.
+
+    With corrections c1 = 1 - beta1^t and c2 = 1 - beta2^t, a step is p -= lr * sqrt(c2) / c1 * m / (sqrt(v) +
+    eps), then p -= lr * weight_decay * p. So `eps` is not scaled up by the correction of early steps, which
+    makes the first steps of parameters with gradients around `eps` larger, and decay acts on the new value.
+
+    Raises:
+        ValueError: lr, eps or weight_decay is negative, or a beta is outside 0..1.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict],
+        lr: float = 1e-4,
+        betas: tuple[float, float] = (0.9, 0.98),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+    ):
+        for name, value in (("lr", lr), ("eps", eps), ("weight_decay", weight_decay)):
+            if value < 0:
+                raise ValueError(f"{name} is {value}; use a number of at least 0")
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"betas is {betas}; use two numbers from 0 up to, not including, 1")
+        super().__init__(params, {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+        """Update every parameter that has a gradient; a `closure` computes loss and gradients first."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            if params:
+                self._update(params, **{key: group[key] for key in ("lr", "betas", "eps", "weight_decay")})
+        return loss
+
+    def _update(self, params: list[Tensor], lr: float, betas: tuple, eps: float, weight_decay: float):
+        states = [self._state(p) for p in params]
+        for state in states:
+            state["step"] += 1
+        gradients = [p.grad for p in params]
+        means, squares = [s["exp_avg"] for s in states], [s["exp_avg_sq"] for s in states]
+        torch._foreach_lerp_(means, gradients, 1 - betas[0])
+        torch._foreach_mul_(squares, betas[1])
+        torch._foreach_addcmul_(squares, gradients, gradients, 1 - betas[1])
+
+        denominators = torch._foreach_sqrt(squares)
+        torch._foreach_add_(denominators, eps)
+        steps = [-lr * (1 - betas[1] ** s["step"]) ** 0.5 / (1 - betas[0] ** s["step"]) for s in states]
+        torch._foreach_addcdiv_(params, means, denominators, steps)
+        if weight_decay:
+            torch._foreach_mul_(params, 1 - lr * weight_decay)
+
+    def _state(self, param: Tensor) -> dict:
+        state = self.state[param]
+        if not state:
+            state["step"] = 0
+            state["exp_avg"] = torch.zeros_like(param, memory_format=torch.preserve_format)
+            state["exp_avg_sq"] = torch.zeros_like(param, memory_format=torch.preserve_format)
+        return state

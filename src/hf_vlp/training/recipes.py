@@ -1,0 +1,66 @@
+"""How the papers trained, as ready arguments.
+
+    args = recipe("xvlm_retrieval_coco", "out", per_device_train_batch_size=32)
+
+Every recipe is faithful: the official AdamW with its decay, batches per GPU and numbers of steps as
+published. What a recipe leaves to you: the number of processes (comments give the global batch), mixed
+precision (X-VLM pre-trained in half precision, and fine-tuned in float32; pass `bf16=True`), the size of
+images, and the collator. On fewer GPUs prefer a larger batch per device to gradient accumulation, which does
+not make up for negatives.
+"""
+
+from .arguments import VLPTrainingArguments
+
+_XVLM = {
+    "learning_rate": 3e-5,
+    "lr_scheduler_type": "linear",
+    "warmup_steps": 0.1,  # share of all steps
+    "weight_decay": 0.01,
+    "adam_beta1": 0.9,
+    "adam_beta2": 0.98,
+    "adam_epsilon": 1e-8,
+    "max_grad_norm": 0.0,  # fine-tuning does not clip
+    "official_adamw": True,
+}
+
+# The official code counts image steps and puts a region step before half of them; here each of both is an
+# optimizer step, and the schedule runs over all of them: 3/2 of the published numbers.
+_XVLM_PRETRAINING = _XVLM | {
+    "learning_rate": 1e-4,
+    "new_parameter_lr_multiplier": 2.0,
+    "warmup_steps": 3_750,  # 2,500 image steps
+    "max_grad_norm": 1.0,
+    "region_probability": 0.5,
+    "per_device_region_batch_size": 48,  # images, of which the collator keeps 128 region-text pairs
+    "per_device_train_batch_size": 128,
+}
+
+RECIPES: dict[str, dict] = {
+    # X-VLM section 4.1: 224 pixels, 40 words, 8 masks. Global batch 1,024 images (128 x 8 GPUs), 1,024 region
+    # pairs.
+    "xvlm_pretrain_4m": _XVLM_PRETRAINING
+    | {"max_steps": 307_193},  # 204,795 image steps (41 epochs of 5,114,489)
+    # 224 pixels, 30 words, 6 masks. Global batch 3,072 images (128 x 24 GPUs), 3,072 region pairs.
+    "xvlm_pretrain_16m": _XVLM_PRETRAINING
+    | {"max_steps": 300_960},  # 200,640 image steps (38 epochs of 16,219,845)
+    # Section 4.2: 384 pixels, 30 words. Global batch 160 pairs (20 x 8 GPUs).
+    "xvlm_retrieval_coco": _XVLM | {"per_device_train_batch_size": 20, "num_train_epochs": 10},
+    "xvlm_retrieval_flickr": _XVLM | {"per_device_train_batch_size": 20, "num_train_epochs": 10},
+    # The step before RefCOCO+: 224 pixels, regions only. Global batch 192 region-text pairs of at most 72
+    # images (24 pairs of at most 9 images x 8 GPUs); 2 "epochs" of 318,547 / 192 steps. Rows here are images.
+    "xvlm_grounding_pretrain": _XVLM
+    | {"per_device_train_batch_size": 9, "max_steps": 3_320, "max_grad_norm": 1.0},
+    # RefCOCO+: 384 pixels. Global batch 160 texts (20 x 8 GPUs).
+    "xvlm_grounding_refcoco": _XVLM | {"per_device_train_batch_size": 20, "num_train_epochs": 10},
+}
+
+
+def recipe(name: str, output_dir: str, **overrides) -> VLPTrainingArguments:
+    """Arguments of a paper's training, with `overrides` of any field of `VLPTrainingArguments`.
+
+    Raises:
+        ValueError: there is no recipe `name`.
+    """
+    if name not in RECIPES:
+        raise ValueError(f"name is {name!r}; the recipes are {', '.join(RECIPES)}")
+    return VLPTrainingArguments(output_dir=output_dir, **(RECIPES[name] | overrides))

@@ -1,0 +1,247 @@
+"""The Trainer of all models: named loss terms, parameter groups, batches of one kind, resuming."""
+
+import contextlib
+import dataclasses
+import inspect
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+from accelerate.utils import find_batch_size, gather_object
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
+from transformers import Trainer
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput, has_length, seed_worker
+from transformers.utils import ModelOutput, logging
+
+from ..data.collators import Collator
+from ..data.mixing import MixedBatchSampler, MixedCollator, MixedDataset
+from .arguments import VLPTrainingArguments
+from .checkpoints import last_complete_checkpoint
+from .optimizers import OfficialAdamW
+
+logger = logging.get_logger(__name__)
+
+_NEGATIVES_WARNING = (
+    "gradient_accumulation_steps is above 1: each micro-batch finds its negatives within itself, so that "
+    "accumulation does not replace a large batch. Prefer a larger per_device_train_batch_size with "
+    "gradient_checkpointing=True, or more processes."
+)
+
+
+class VLPTrainer(Trainer):
+    """`transformers.Trainer` that also
+
+    - logs every field `loss_*` of the model's output: in training the mean over the logging window, in
+      evaluation `eval_loss_*`, the mean over rows; both over all processes;
+    - gives `model.new_parameters` their own learning rate, and can use the official AdamW
+      (`VLPTrainingArguments`);
+    - trains on a `MixedDataset`, whose batches are of one kind on all processes. Rows that a collator of this
+      package reads go the same way, so that a resumed run repeats the random choices of the undisturbed one;
+    - evaluates every row, also with `dataloader_drop_last`, and with collators of this package unaugmented;
+    - resumes from the last checkpoint that was written to its end (`train(resume_from_checkpoint=True)`).
+
+    Raises:
+        ValueError: `args` are no `VLPTrainingArguments`; at training, fewer rows than one batch.
+    """
+
+    def __init__(self, model: nn.Module | None = None, args: VLPTrainingArguments | None = None, **kwargs):
+        if not isinstance(args, VLPTrainingArguments):
+            raise ValueError(f"args is {type(args).__name__}; give VLPTrainingArguments(output_dir, ...)")
+        super().__init__(model, args, **kwargs)
+        if not self.label_names and not self.can_return_loss:  # else evaluation computes no loss
+            arguments = inspect.signature(self.model.forward).parameters
+            self.label_names = [name for name in arguments if name.startswith("target_")]
+        self.training_terms, self.evaluation_terms = LossTerms(), LossTerms()
+
+    # Loss terms
+
+    def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        if model.training:
+            self.training_terms.add(outputs)
+            if self.args.gradient_accumulation_steps > 1 and "loss_itc" in outputs:
+                logger.warning_once(_NEGATIVES_WARNING)
+        else:
+            self.evaluation_terms.add(outputs, find_batch_size(inputs))
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            logs.update(self.training_terms.means())
+        super().log(logs, start_time)
+
+    def evaluation_loop(
+        self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
+    ) -> EvalLoopOutput:
+        self.evaluation_terms = LossTerms()
+        output = super().evaluation_loop(
+            dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+        )
+        means = self.evaluation_terms.means()
+        output.metrics.update({f"{metric_key_prefix}_{name}": mean for name, mean in means.items()})
+        return output
+
+    # Data
+
+    def get_train_dataloader(self) -> DataLoader:
+        args, dataset = self.args, self.train_dataset
+        if isinstance(dataset, IterableDataset):
+            loader = self._prepare_loader(
+                dataset, batch_size=args.train_batch_size, drop_last=args.dataloader_drop_last
+            )
+        elif isinstance(dataset, MixedDataset):
+            loader = self._mixed_loader(dataset)
+        elif isinstance(self.data_collator, Collator) and args.dataloader_drop_last:
+            loader = self._mixed_loader(MixedDataset(dataset))
+        else:
+            loader = super().get_train_dataloader()
+        if has_length(loader) and len(loader) == 0:
+            raise ValueError(
+                f"train_dataset has {len(dataset)} rows, fewer than one batch of per_device_train_batch_size "
+                f"{args.per_device_train_batch_size} x {args.world_size} processes; use more rows, or less"
+            )
+        return loader
+
+    def _mixed_loader(self, dataset: MixedDataset) -> DataLoader:
+        args = self.args
+        sampler = MixedBatchSampler(
+            dataset,
+            batch_size=args.train_batch_size,
+            region_batch_size=args.per_device_region_batch_size,
+            region_probability=args.region_probability,
+            run_length=args.world_size * args.gradient_accumulation_steps,
+            seed=args.seed if args.data_seed is None else args.data_seed,
+        )
+        return self._prepare_loader(dataset, batch_sampler=sampler)
+
+    def _prepare_loader(self, dataset, **batching) -> DataLoader:
+        args = self.args
+        loader = DataLoader(
+            dataset,
+            collate_fn=self.data_collator,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+            persistent_workers=args.dataloader_persistent_workers,
+            prefetch_factor=args.dataloader_prefetch_factor,
+            worker_init_fn=partial(
+                seed_worker, num_workers=args.dataloader_num_workers, rank=args.process_index
+            ),
+            **batching,
+        )
+        return self.accelerator.prepare(loader)
+
+    def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
+        with self._for_evaluation():
+            return super().get_eval_dataloader(eval_dataset)
+
+    def get_test_dataloader(self, test_dataset) -> DataLoader:
+        with self._for_evaluation():
+            return super().get_test_dataloader(test_dataset)
+
+    @contextlib.contextmanager
+    def _for_evaluation(self) -> Iterator[None]:
+        """What the stock Trainer does not keep apart: `dataloader_drop_last`, and the augmenting collator."""
+        drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        collator, self.data_collator = self.data_collator, _without_augmentation(self.data_collator)
+        try:
+            yield
+        finally:
+            self.args.dataloader_drop_last, self.data_collator = drop_last, collator
+
+    # Optimisation
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        if self.optimizer is not None:
+            return self.optimizer
+        args = self.args
+        if args.official_adamw:
+            betas = (args.adam_beta1, args.adam_beta2)
+            self.optimizer_cls_and_kwargs = (
+                OfficialAdamW,
+                {"lr": args.learning_rate, "betas": betas, "eps": args.adam_epsilon},
+            )
+        optimizer = super().create_optimizer(model)
+        if args.new_parameter_lr_multiplier != 1:
+            _split_off(
+                optimizer, self._new_parameters(), args.learning_rate * args.new_parameter_lr_multiplier
+            )
+        return optimizer
+
+    def _new_parameters(self) -> set[nn.Parameter]:
+        return {p for name, p in self.model.named_parameters() if name in self.model.new_parameters}
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """Names of the parameters that decay: none of biases, norms, and Swin's relative position bias
+        tables.
+
+        With `official_adamw` the norms of the two-layer heads decay, which the official code finds by a name
+        it misses.
+        """
+        names = super().get_decay_parameter_names(model)
+        if self.args.official_adamw:
+            names += [
+                name for name, _ in model.named_parameters() if name.endswith("_head.layer_norm.weight")
+            ]
+        return names
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs) -> TrainOutput:
+        """As in transformers; `True` resumes from the last checkpoint in `output_dir` that was written to its
+        end.
+
+        Raises:
+            ValueError: `resume_from_checkpoint` is True and `output_dir` holds no such checkpoint.
+        """
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
+            if resume_from_checkpoint is None:
+                raise ValueError(
+                    f"output_dir {self.args.output_dir} holds no complete checkpoint; "
+                    "train with resume_from_checkpoint=False to start from the beginning"
+                )
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+
+class LossTerms:
+    """Running sums of the fields `loss_*` of model outputs; they stay on the device until the means are asked
+    for.
+    """
+
+    def __init__(self):
+        self.sums: dict[str, Tensor] = {}
+        self.weights: dict[str, int] = {}
+
+    def add(self, outputs: ModelOutput, weight: int = 1):
+        for name, value in outputs.items():
+            if name.startswith("loss_"):
+                self.sums[name] = self.sums.get(name, 0) + value.detach().float().mean() * weight
+                self.weights[name] = self.weights.get(name, 0) + weight
+
+    def means(self) -> dict[str, float]:
+        """Mean of each term over the batches of all processes that had it; starts anew."""
+        names = list(self.sums)
+        sums = torch.stack(list(self.sums.values())).tolist() if names else []
+        sums_of_processes = gather_object(
+            [dict(zip(names, zip(sums, self.weights.values(), strict=True), strict=True))]
+        )
+        self.sums, self.weights = {}, {}
+        means = {}
+        for name in dict.fromkeys(name for part in sums_of_processes for name in part):
+            sums, weights = zip(*(part[name] for part in sums_of_processes if name in part), strict=True)
+            means[name] = sum(sums) / sum(weights)
+        return means
+
+
+def _without_augmentation(collator: Callable) -> Callable:
+    if isinstance(collator, MixedCollator):
+        return MixedCollator(**{kind: _without_augmentation(one) for kind, one in collator.collators.items()})
+    return dataclasses.replace(collator, train=False) if isinstance(collator, Collator) else collator
+
+
+def _split_off(optimizer: torch.optim.Optimizer, params: set[nn.Parameter], lr: float):
+    """Move `params` to groups of their own, which differ from those they were in by the learning rate."""
+    for group in list(optimizer.param_groups):
+        moved = [p for p in group["params"] if p in params]
+        if moved:
+            group["params"] = [p for p in group["params"] if p not in params]
+            optimizer.add_param_group({**group, "params": moved, "lr": lr})

@@ -1,0 +1,36 @@
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--parity-dir",
+        default=str(Path(__file__).parent / "parity"),
+        help="folder with reference values of the official implementations",
+    )
+    parser.addoption(
+        "--nlvr-dir",
+        default=os.environ.get("HF_VLP_NLVR_DIR"),
+        help="folder of NLVR v1 with its splits dev and test; tests on real images skip without it",
+    )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def use_the_cores_there_are():
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", len(os.sched_getaffinity(0)))))
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def nlvr_dir(request):
+    path = request.config.getoption("--nlvr-dir")
+    if path is None:
+        pytest.skip("give the folder of NLVR v1 with --nlvr-dir or HF_VLP_NLVR_DIR")
+    return Path(path)

@@ -1,0 +1,122 @@
+"""What tests/test_distributed.py runs on two processes: OUTPUT_DIR gradients|train."""
+
+import json
+import sys
+from pathlib import Path
+
+import datasets
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+from tiny import pretraining_batch, region_batch, retrieval_batch, tiny_config
+from torch.nn.parallel import DistributedDataParallel
+from training_run import arguments, image_rows, mixed_collator, mixed_dataset, region_rows, weights
+from transformers import PreTrainedModel, set_seed
+
+from hf_vlp import XVLMForPreTraining, XVLMForRetrieval
+from hf_vlp.data.mixing import MixedStream
+from hf_vlp.training import VLPTrainer
+
+Batch = dict[str, torch.Tensor]
+ITC_ONLY = {"itm_weight": 0.0, "mlm_weight": 0.0, "bbox_weight": 0.0, "giou_weight": 0.0}
+PARTNERS = torch.tensor([1, 0, 3, 2])  # hard negatives come from the same process
+
+
+def joint_batches() -> dict[str, tuple[type[PreTrainedModel], Batch, dict]]:
+    """Batches of four texts, of which each process gets two: model class, batch, config fields."""
+    negatives = {"negative_image_index": PARTNERS, "negative_text_index": PARTNERS}
+    images = pretraining_batch(4) | negatives
+    regions = region_batch() | negatives | {"is_full_image": torch.tensor([False, True, False, True])}
+    retrieval = retrieval_batch() | negatives | {"image_ids": torch.tensor([7, 8, 7, 9])}
+    return {
+        "images": (XVLMForPreTraining, images, {}),
+        "regions": (XVLMForPreTraining, regions, {}),
+        "regions_with_ids": (XVLMForPreTraining, regions | {"image_ids": torch.tensor([0, 1, 1, 2])}, {}),
+        "retrieval": (XVLMForRetrieval, retrieval, {}),
+        "itc": (XVLMForPreTraining, images, ITC_ONLY),
+        "itc_official": (XVLMForPreTraining, images, ITC_ONLY | {"official_gather_gradient": True}),
+    }
+
+
+def half(batch: Batch, rank: int) -> Batch:
+    """Rows of one process; indices count within them."""
+    rows = slice(2 * rank, 2 * rank + 2)
+    mine = {name: value[rows] for name, value in batch.items() if len(value) == 4}
+    mine |= {name: value % 2 for name, value in mine.items() if name.startswith("negative_")}
+    if "region_image_index" in batch:  # one image on each process
+        mine["pixel_values"] = batch["pixel_values"][rank : rank + 1]
+        mine["region_image_index"] = torch.zeros(2, dtype=torch.long)
+    return mine
+
+
+def build(name: str) -> tuple[PreTrainedModel, Batch]:
+    model_class, batch, fields = joint_batches()[name]
+    set_seed(0)
+    return model_class(tiny_config(**fields)).eval(), batch
+
+
+def gradients(model: torch.nn.Module) -> Batch:
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def write_gradients(output_dir: Path):
+    for name in joint_batches():
+        model, batch = build(name)
+        wrapped = DistributedDataParallel(model, find_unused_parameters=True)
+        wrapped(**half(batch, dist.get_rank())).loss.backward()
+        if dist.get_rank() == 0:
+            save_file(gradients(model), output_dir / f"{name}.safetensors")
+
+
+class RecordingTrainer(VLPTrainer):
+    """Keeps what kind each training batch of this process is, and its loss terms."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.records = []
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        if model.training:
+            terms = {key: value.item() for key, value in outputs.items() if key.startswith("loss_")}
+            self.records.append({"pixels": inputs["pixel_values"].sum().item(), **terms})
+        return (loss, outputs) if return_outputs else loss
+
+
+def trainer(output_dir: Path, train_dataset, **fields) -> RecordingTrainer:
+    set_seed(1)
+    return RecordingTrainer(
+        XVLMForPreTraining(tiny_config()),
+        arguments(output_dir, max_steps=6, **fields),
+        train_dataset=train_dataset,
+        eval_dataset=[{**row, "kind": "image"} for row in image_rows(14)],
+        data_collator=mixed_collator(),
+    )
+
+
+def write_training(output_dir: Path):
+    saving = {"save_strategy": "steps", "save_steps": 3}
+    first = trainer(output_dir, mixed_dataset(), **saving)
+    first.train()
+    report = {"log": first.state.log_history, "records": first.records, "evaluation": first.evaluate()}
+    save_file(weights(first), output_dir / f"weights{dist.get_rank()}.safetensors")
+
+    streams = (
+        datasets.Dataset.from_list(rows).to_iterable_dataset() for rows in (image_rows(30), region_rows(9))
+    )
+    streaming = trainer(output_dir / "stream", MixedStream(*streams, batch_size=4, run_length=2))
+    streaming.train()
+    report["stream"] = streaming.records
+    (output_dir / f"report{dist.get_rank()}.json").write_text(json.dumps(report))
+
+    resumed = trainer(output_dir, mixed_dataset(), gradient_checkpointing=True, **saving)
+    if "--resume" in sys.argv:
+        resumed.train(resume_from_checkpoint=str(output_dir / "checkpoint-3"))
+        save_file(weights(resumed), output_dir / f"resumed{dist.get_rank()}.safetensors")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    {"gradients": write_gradients, "train": write_training}[sys.argv[2]](Path(sys.argv[1]))
+    dist.destroy_process_group()

@@ -1,0 +1,221 @@
+"""One table of models and heads, and the checks that all of them pass."""
+
+import copy
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from tiny import (
+    grounding_batch,
+    image_batch,
+    pretraining_batch,
+    region_batch,
+    retrieval_batch,
+    text_batch,
+    tiny_config,
+    tiny_processor,
+)
+from transformers import AutoModel, AutoModelForPreTraining, AutoProcessor
+
+import hf_vlp
+from hf_vlp import AutoModelForGrounding, AutoModelForRetrieval
+
+
+def _model_batch(padding: int = 0):
+    return {**image_batch(4), **text_batch(4, padding=padding)}
+
+
+def _image_pretraining(padding: int = 0):
+    return pretraining_batch(padding=padding)
+
+
+# name: (class, its own Auto class, batch)
+CASES = {
+    "xvlm": (hf_vlp.XVLMModel, AutoModel, _model_batch),
+    "xvlm-pretraining-images": (hf_vlp.XVLMForPreTraining, AutoModelForPreTraining, _image_pretraining),
+    "xvlm-pretraining-regions": (hf_vlp.XVLMForPreTraining, AutoModelForPreTraining, region_batch),
+    "xvlm-retrieval": (hf_vlp.XVLMForRetrieval, AutoModelForRetrieval, retrieval_batch),
+    "xvlm-grounding": (hf_vlp.XVLMForGrounding, AutoModelForGrounding, grounding_batch),
+}
+HEADS = [name for name in CASES if name != "xvlm"]
+UNREACHED = {"xvlm-pretraining-images": "bbox_head."}  # boxes are learnt from regions only
+
+
+def _build(name: str, trunk: str = "swin", loud: bool = True):
+    model_class, _, batch = CASES[name]
+    torch.manual_seed(0)
+    model = model_class(tiny_config(trunk)).eval()
+    if loud:  # so that a lost term shows
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.ndim > 1:
+                    parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model, batch()
+
+
+def _close(ours, expected, **tolerance):
+    assert ours.keys() == expected.keys()
+    for name in expected:
+        torch.testing.assert_close(
+            ours[name], expected[name], **tolerance, msg=lambda m, name=name: f"{name}: {m}"
+        )
+
+
+@pytest.mark.parametrize("trunk", ["swin", "vit", "timm"])
+@pytest.mark.parametrize("name", CASES)
+def test_save_and_load(name, trunk, tmp_path):
+    model, batch = _build(name, trunk)
+    model.save_pretrained(tmp_path)
+    for loader in (CASES[name][0], CASES[name][1], AutoModel):
+        loaded, info = loader.from_pretrained(tmp_path, output_loading_info=True)
+        assert type(loaded) is type(model) and not info["missing_keys"] and not info["unexpected_keys"]
+        for key, value in model.state_dict().items():
+            assert torch.equal(loaded.state_dict()[key], value), key
+        with torch.no_grad():
+            _close(loaded(**batch), model(**batch), atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_tensor_is_in_the_meta_built_model(name, tmp_path):
+    """Loading builds on the meta device; a head that the file lacks must come out initialised."""
+    model, batch = _build("xvlm")
+    model.save_pretrained(tmp_path)
+    head = CASES[name][0].from_pretrained(tmp_path)
+    assert all(value.isfinite().all() and value.abs().max() < 10 for value in head.state_dict().values())
+    assert head.new_parameters == {n for n, _ in head.named_parameters() if not n.startswith("model.")} - {
+        "text_model.embeddings.word_embeddings.weight"
+    } - ({n for n, _ in head.named_parameters()} if name == "xvlm" else set())  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_sdpa_equals_eager(name):
+    model, batch = _build(name)
+    with torch.no_grad():
+        expected = model(**batch)
+        model.set_attn_implementation("eager")
+        _close(model(**batch), expected, atol=2e-6, rtol=2e-5)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_padding_changes_nothing(name):
+    model, batch = _build(name)
+    padded = CASES[name][2](3)
+    assert padded["input_ids"].shape[1] > batch["input_ids"].shape[1]
+    with torch.no_grad():
+        expected, ours = model(**batch), model(**padded)
+    for key in expected:
+        if key not in ("last_hidden_state", "text_embeds"):  # these have a row for each slot
+            torch.testing.assert_close(ours[key], expected[key], atol=2e-6, rtol=2e-5)
+
+
+@pytest.mark.parametrize("trunk", ["swin", "vit", "timm"])
+@pytest.mark.parametrize("name", HEADS)
+def test_gradients_reach_every_parameter(name, trunk):
+    model, batch = _build(name, trunk)
+    model(**batch).loss.backward()
+    unreached = {n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().max() > 0}
+    assert {n for n in unreached if not n.startswith(UNREACHED.get(name, " "))} == set()
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_gradient_checkpointing(name):
+    model, batch = _build(name)
+    model.train()
+    for module in model.modules():  # no dropout, so that both runs are the same
+        module.p = 0.0 if isinstance(module, torch.nn.Dropout) else getattr(module, "p", None)
+    model.config.text_config.attention_probs_dropout_prob = 0.0
+    checkpointed = copy.deepcopy(model)
+    checkpointed.gradient_checkpointing_enable()
+    for one in (model, checkpointed):
+        torch.manual_seed(0)  # stochastic depth of the trunk
+        one(**batch).loss.backward()
+    for (key, ours), (_, expected) in zip(
+        checkpointed.named_parameters(), model.named_parameters(), strict=True
+    ):
+        if expected.grad is not None:
+            torch.testing.assert_close(ours.grad, expected.grad, msg=lambda m, key=key: f"{key}: {m}")
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_bf16(name):
+    model, batch = _build(name, loud=False)
+    expected = model(**batch).loss
+    with torch.autocast("cpu", torch.bfloat16):
+        autocast = model(**batch).loss
+    whole = model.to(torch.bfloat16)(
+        **{k: v.bfloat16() if v.is_floating_point() else v for k, v in batch.items()}
+    ).loss
+    whole.backward()
+    torch.testing.assert_close(autocast.float(), expected, atol=0.05, rtol=0.05)
+    torch.testing.assert_close(whole.float(), expected, atol=0.05, rtol=0.05)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_overfits_one_batch(name):
+    model, batch = _build(name, loud=False)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3, weight_decay=0.0)
+    first = model(**batch).loss.item()
+    for _ in range(150):
+        optimizer.zero_grad()
+        loss = model(**batch).loss
+        loss.backward()
+        optimizer.step()
+    floor = 0.48 if "image_ids" in batch else 0.0  # two captions of one image share their contrastive target
+    assert loss.item() < floor + 0.15 < first / 3
+
+
+def test_remote_code_in_a_clean_process(tmp_path):
+    """Folders load where this package cannot be imported, and give the same outputs."""
+    expected = {}
+    for name in CASES:
+        model, batch = _build(name)
+        model.save_pretrained(tmp_path / name)
+        tiny_processor().save_pretrained(tmp_path / name)
+        torch.save(batch, tmp_path / name / "batch.pt")
+        with torch.no_grad():
+            expected[name] = dict(model(**batch).items())
+    script = """
+import json, sys
+sys.modules["hf_vlp"] = None
+import torch
+from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, AutoProcessor
+for name in json.loads(sys.argv[2]):
+    folder = f"{sys.argv[1]}/{name}"
+    model = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
+    assert type(model.config) is type(model).config_class
+    with torch.no_grad():
+        torch.save(dict(model(**torch.load(f"{folder}/batch.pt")).items()), f"{folder}/output.pt")
+    processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+    assert processor(text="a Red circle!").input_ids.tolist() == [[2, 5, 8, 12]]
+    if "pretraining" in name:
+        assert type(AutoModelForPreTraining.from_pretrained(folder, trust_remote_code=True)) is type(model)
+    model.save_pretrained(folder + "-again")
+    AutoModel.from_pretrained(folder + "-again", trust_remote_code=True)
+"""
+    command = [sys.executable, "-c", script, str(tmp_path), json.dumps(list(CASES))]
+    environment = {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "PATH": ""}
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for name in CASES:
+        _close(torch.load(tmp_path / name / "output.pt"), expected[name], atol=0, rtol=0)
+        # saved without the package, loaded with it
+        again = AutoModel.from_pretrained(tmp_path / f"{name}-again")
+        assert type(again) is CASES[name][0]
+
+
+def test_trainer_checkpoints_stay_plain(tmp_path):
+    model, _ = _build("xvlm-grounding")
+    model.save_pretrained(tmp_path, state_dict=model.state_dict())
+    assert not list(tmp_path.glob("*.py")) and "auto_map" not in (tmp_path / "config.json").read_text()
+
+
+def test_processor_round_trip(tmp_path):
+    processor = tiny_processor()
+    processor.save_pretrained(tmp_path)
+    loaded = AutoProcessor.from_pretrained(tmp_path)
+    assert type(loaded) is hf_vlp.XVLMProcessor
+    assert loaded.image_processor.to_dict() == processor.image_processor.to_dict()
+    assert (loaded.max_words, loaded.max_tokens, loaded.patch_size) == (40, 20, 16)
+    assert loaded(text=["a red circle", "a"]).input_ids.tolist() == [[2, 5, 8, 12], [2, 5, 0, 0]]

@@ -1,0 +1,112 @@
+"""A short run of mixed pretraining that tests start, kill and resume.
+
+As a script: OUTPUT_DIR kill|kill-saving.
+"""
+
+import os
+import signal
+import sys
+
+import datasets
+import torch
+from data_fixtures import picture
+from tiny import WORDS, tiny_config, tiny_processor
+from transformers import TrainerCallback, set_seed
+
+from hf_vlp import XVLMForPreTraining
+from hf_vlp.data.collators import ImageTextCollator, RegionCollator
+from hf_vlp.data.mixing import MixedCollator, MixedDataset
+from hf_vlp.training import VLPTrainer, VLPTrainingArguments
+
+STEPS, SAVE_STEPS, KILLED_AT = 14, 4, 10
+
+
+def image_rows(count: int) -> list[dict]:
+    return [
+        {
+            "image": picture(i),
+            "caption": [f"a {WORDS[3 + i % 4]} circle", f"{WORDS[i % len(WORDS)]} and the square"],
+        }
+        for i in range(count)
+    ]
+
+
+def region_rows(count: int) -> list[dict]:
+    boxes = [[4, 6, 30, 20], [30, 10, 40, 40]]
+    return [
+        {"image": picture(i), "boxes": boxes, "phrases": [f"{WORDS[3 + i % 4]} cross", "the triangle"]}
+        for i in range(count)
+    ]
+
+
+def mixed_collator() -> MixedCollator:
+    processor = tiny_processor()
+    return MixedCollator(
+        image=ImageTextCollator(processor=processor), region=RegionCollator(processor=processor)
+    )
+
+
+def mixed_dataset() -> MixedDataset:
+    return MixedDataset(
+        datasets.Dataset.from_list(image_rows(26)), datasets.Dataset.from_list(region_rows(10))
+    )
+
+
+def arguments(output_dir, **fields) -> VLPTrainingArguments:
+    defaults = {
+        "max_steps": STEPS,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 1e-2,
+        "warmup_steps": 2,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "use_cpu": True,
+        "disable_tqdm": True,
+    }
+    return VLPTrainingArguments(output_dir=str(output_dir), **(defaults | fields))
+
+
+def pretrainer(output_dir, train_dataset=None, callbacks=None, **fields) -> VLPTrainer:
+    set_seed(1)
+    return VLPTrainer(
+        XVLMForPreTraining(tiny_config()),
+        arguments(output_dir, **fields),
+        train_dataset=mixed_dataset() if train_dataset is None else train_dataset,
+        data_collator=mixed_collator(),
+        callbacks=callbacks,
+    )
+
+
+def saving_pretrainer(output_dir, **fields) -> VLPTrainer:
+    return pretrainer(output_dir, save_strategy="steps", save_steps=SAVE_STEPS, official_adamw=True, **fields)
+
+
+def weights(trainer: VLPTrainer) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in trainer.model.state_dict().items()}
+
+
+class KillAt(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == KILLED_AT:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def kill_while_saving():
+    """The second checkpoint's optimizer state is cut short."""
+    save = torch.save
+
+    def half(value, file, *args, **kwargs):
+        save(value, file, *args, **kwargs)
+        if str(file).endswith(f"checkpoint-{2 * SAVE_STEPS}/optimizer.pt"):
+            os.truncate(file, os.path.getsize(file) // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    torch.save = half
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    output_dir, how = sys.argv[1:]
+    if how == "kill-saving":
+        kill_while_saving()
+    saving_pretrainer(output_dir, callbacks=[KillAt()]).train()

@@ -52,9 +52,7 @@ def test_gradients_are_those_of_the_joint_batch(of_two, name):
     assert {key for key, value in found.items() if value.any()} == {k for k, v in expected.items() if v.any()}
     for key, value in expected.items():
         if value.any():
-            torch.testing.assert_close(
-                found[key], value, atol=1e-6, rtol=1e-4, msg=lambda text: f"{key}: {text}"
-            )
+            torch.testing.assert_close(found[key], value, atol=1e-6, rtol=1e-4)
 
 
 def test_official_gradients_are_halved_on_the_encoders_only(of_two):

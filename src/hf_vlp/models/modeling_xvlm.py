@@ -12,20 +12,20 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoModel, AutoModelForMaskedLM, PreTrainedConfig
+from transformers import AutoModel, AutoModelForMaskedLM
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .backbones import ImageTrunk
 from .base import Projection, VLPPreTrainedModel
 from .boxes import box_losses
-from .configuration_text import VLPTextConfig
 from .configuration_xvlm import XVLMConfig
 from .distributed import gather_rows
 from .layers_bert import FusionEncoder, KeyValues, MaskedLMHead, TextEncoder
 from .negatives import hard_negatives
 from .objectives import contrastive_logits, contrastive_loss, masked_lm_loss, matching_loss
 from .outputs import VLPForGroundingOutput, VLPForPreTrainingOutput, VLPForRetrievalOutput, VLPModelOutput
+from .public_weights import load_public_weights, split_bert_config, text_and_fusion_weights
 
 
 class VisualConcepts(NamedTuple):
@@ -75,34 +75,39 @@ class XVLMPreTrainedModel(VLPPreTrainedModel):
             init.constant_(module.temperature, self.config.initial_temperature)
 
     @classmethod
-    def from_backbones(cls, vision: str, text: str, image_size: int | None = None, **config_fields):
+    def from_backbones(
+        cls,
+        vision: str,
+        text: str,
+        image_size: int | None = None,
+        num_fusion_layers: int = 6,
+        **config_fields,
+    ):
         """Start from a public vision model and a public BERT, as the paper does.
 
-        BERT's lower layers become the text layers, the upper ones the fusion layers; of a 24-layer BERT,
-        every second upper layer. Cross-attention, projections and heads are new (`new_parameters`).
+        BERT's lower half becomes the text layers, the upper half the fusion layers. Cross-attention,
+        projections and heads are new (`new_parameters`).
 
         Args:
-            vision: name or folder of a vision model; its position tables are resampled to `image_size` if
-                given.
+            vision: name or folder of a vision model.
             text: name or folder of a BERT.
-            image_size: side of the images in pixels.
+            image_size: side of the images in pixels, where the vision model's position tables are to be
+                resampled.
+            num_fusion_layers: fusion layers, taken evenly from BERT's upper half.
             config_fields: further fields of `XVLMConfig`.
 
         Raises:
-            ValueError: `text` is no BERT of 12 or 24 layers.
+            ValueError: the upper half is no multiple of `num_fusion_layers`, or the image size does not fit.
         """
-        trunk = AutoModel.from_pretrained(vision)
-        bert = AutoModelForMaskedLM.from_pretrained(text)
-        text_config = _split_bert_config(bert.config, text)
+        trunk, bert = AutoModel.from_pretrained(vision), AutoModelForMaskedLM.from_pretrained(text)
+        text_config = split_bert_config(bert.config, num_fusion_layers)
         model = cls(XVLMConfig(vision_config=trunk.config, text_config=text_config, **config_fields))
         state = {f"vision_model.trunk.{name}": value for name, value in trunk.state_dict().items()}
-        state.update(_bert_to_text_and_fusion(bert.state_dict(), text_config, bert.config.num_hidden_layers))
-        loaded = model.load_state_dict(_with_base_prefix(model, state), strict=False)
-        tied = set(model.all_tied_weights_keys)
-        model.new_parameters = frozenset(loaded.missing_keys) - tied
+        state |= text_and_fusion_weights(bert.state_dict(), text_config, bert.config.num_hidden_layers)
+        model.new_parameters = load_public_weights(model, state)
         if image_size is not None:
             model.set_image_size(image_size)
-        return model
+        return model.eval()
 
 
 class XVLMModel(XVLMPreTrainedModel):
@@ -595,44 +600,3 @@ def _check_regions(image_embeds: Tensor, region_image_index: Tensor, region_patc
             "patches); make it with the model's processor"
         )
     _check_index(region_image_index, len(image_embeds))
-
-
-# Starting from public BERT weights
-
-
-def _split_bert_config(bert: PreTrainedConfig, name: str) -> VLPTextConfig:
-    if bert.num_hidden_layers not in (12, 24):
-        raise ValueError(f"text={name!r} has {bert.num_hidden_layers} layers; use a BERT of 12 or 24 layers")
-    shared = {field: value for field, value in bert.to_dict().items() if field in VLPTextConfig().to_dict()}
-    for field in ("model_type", "transformers_version", "architectures"):
-        shared.pop(field, None)
-    return VLPTextConfig(**shared, num_text_layers=bert.num_hidden_layers // 2, num_fusion_layers=6)
-
-
-def _bert_to_text_and_fusion(
-    state: dict[str, Tensor], config: VLPTextConfig, num_layers: int
-) -> dict[str, Tensor]:
-    step = num_layers // 2 // config.num_fusion_layers  # 12 layers: 6, 7, ..., 11; 24 layers: 13, 15, ..., 23
-    upper = {config.num_text_layers + step * (i + 1) - 1: i for i in range(config.num_fusion_layers)}
-    renamed = {}
-    for name, value in state.items():
-        prefix, _, rest = name.partition("encoder.layer.")
-        number, _, rest = rest.partition(".")
-        if name.startswith("bert.embeddings.") and not name.endswith("position_ids"):
-            renamed[name.replace("bert.embeddings.", "text_model.embeddings.")] = value
-        elif prefix == "bert." and int(number) < config.num_text_layers:
-            renamed[f"text_model.layer.{number}.{rest}"] = value
-        elif prefix == "bert." and int(number) in upper:
-            renamed[f"fusion_model.layer.{upper[int(number)]}.{rest}"] = value
-        elif name.startswith("cls.predictions.transform."):
-            renamed[name.replace("cls.predictions.transform.", "lm_head.")] = value
-        elif name == "cls.predictions.bias":
-            renamed["lm_head.decoder.bias"] = value
-    return renamed
-
-
-def _with_base_prefix(model: VLPPreTrainedModel, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Names of `state` as `model`, a base model or a head, has them; what it lacks is left out."""
-    own = set(model.state_dict())
-    placed = {(name if name in own else f"model.{name}"): value for name, value in state.items()}
-    return {name: value for name, value in placed.items() if name in own}

@@ -1,0 +1,61 @@
+"""Public BERT weights for a text encoder and the fusion layers above it (ALBEF, X-VLM)."""
+
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+
+from .configuration_text import VLPTextConfig
+
+
+def split_bert_config(bert: PreTrainedConfig, num_fusion_layers: int) -> VLPTextConfig:
+    """BERT's geometry, its lower half as text layers.
+
+    Raises:
+        ValueError: the upper half is no multiple of `num_fusion_layers`.
+    """
+    num_text_layers = bert.num_hidden_layers // 2
+    upper = bert.num_hidden_layers - num_text_layers
+    if num_fusion_layers < 1 or upper % num_fusion_layers:
+        raise ValueError(
+            f"num_fusion_layers={num_fusion_layers} cannot be taken evenly from the upper {upper} layers of "
+            f"the "
+            "BERT; use a divisor of them"
+        )
+    shared = set(VLPTextConfig.__annotations__) & set(bert.to_dict()) - {"model_type"}
+    fields = {name: getattr(bert, name) for name in shared}
+    return VLPTextConfig(**fields, num_text_layers=num_text_layers, num_fusion_layers=num_fusion_layers)
+
+
+def text_and_fusion_weights(
+    state: dict[str, Tensor], config: VLPTextConfig, num_layers: int
+) -> dict[str, Tensor]:
+    """A `BertForMaskedLM` state of `num_layers` layers under our names.
+
+    Fusion layers are spread over the upper half and end with the last layer: 6, 7, ..., 11 of 12 layers, or
+    13, 15, ..., 23 of 24, as the official code takes them.
+    """
+    step = (num_layers - config.num_text_layers) // config.num_fusion_layers
+    fusion = {config.num_text_layers + step * (i + 1) - 1: i for i in range(config.num_fusion_layers)}
+    renamed = {}
+    for name, value in state.items():
+        prefix, _, rest = name.partition("encoder.layer.")
+        number, _, rest = rest.partition(".")
+        if name.startswith("bert.embeddings."):
+            renamed[name.replace("bert.", "text_model.")] = value
+        elif prefix == "bert." and int(number) < config.num_text_layers:
+            renamed[f"text_model.layer.{number}.{rest}"] = value
+        elif prefix == "bert." and int(number) in fusion:
+            renamed[f"fusion_model.layer.{fusion[int(number)]}.{rest}"] = value
+        elif name.startswith("cls.predictions.transform."):
+            renamed[name.replace("cls.predictions.transform.", "lm_head.")] = value
+        elif name == "cls.predictions.bias":
+            renamed["lm_head.decoder.bias"] = value
+    return renamed
+
+
+def load_public_weights(model: nn.Module, state: dict[str, Tensor]) -> frozenset[str]:
+    """Load what `model`, a base model or a head, has a place for; return the names of its other
+    parameters."""
+    own = set(model.state_dict())
+    placed = {(name if name in own else f"model.{name}"): value for name, value in state.items()}
+    loaded = model.load_state_dict({name: placed[name] for name in own & set(placed)}, strict=False)
+    return frozenset(loaded.missing_keys) - set(model.all_tied_weights_keys)

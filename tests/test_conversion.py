@@ -1,0 +1,154 @@
+"""Converting official X-VLM files, and refusing what is none."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import tiny_tokenizer
+from transformers import AutoModel, AutoProcessor
+
+import hf_vlp
+from hf_vlp.conversion.keys import read_state_dict
+from hf_vlp.conversion.xvlm import convert_checkpoint, convert_state_dict
+
+KINDS = {
+    "xvlm_pretrain_image": hf_vlp.XVLMForPreTraining,
+    "xvlm_retrieval": hf_vlp.XVLMForRetrieval,
+    "xvlm_grounding": hf_vlp.XVLMForGrounding,
+}
+
+
+@pytest.fixture
+def official(request):
+    """Official weights by folder name, and the number of attention heads that tensors do not tell."""
+
+    def load(name: str) -> tuple[dict[str, torch.Tensor], int]:
+        folder = Path(request.config.getoption("--parity-dir")) / name
+        state = load_file(folder / "official_state_dict.safetensors")
+        state = {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
+        return state, json.loads((folder / "meta.json").read_text())["text"]["num_attention_heads"]
+
+    return load
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_file_to_folder(official, name, tmp_path):
+    state, heads = official(name)
+    torch.save({"model": state, "config": {"image_res": 64}}, tmp_path / "official.th")
+    report = convert_checkpoint(
+        tmp_path / "official.th", tmp_path / "out", tiny_tokenizer(), num_attention_heads=heads
+    )
+    assert set(report.used) | set(report.dropped) == set(state) and not report.missing
+    assert f"{len(report.used)} keys used" in str(report)
+
+    model = AutoModel.from_pretrained(tmp_path / "out")
+    assert type(model) is KINDS[name]
+    converted = convert_state_dict(state, heads).model.state_dict()
+    assert all(torch.equal(value, converted[key]) for key, value in model.state_dict().items())
+    for key, targets in report.used.items():  # nothing is lost or moved on the way
+        joined = torch.cat([converted[target] for target in targets]).reshape(state[key].shape)
+        assert torch.equal(joined, state[key]), key
+
+    processor = AutoProcessor.from_pretrained(tmp_path / "out")
+    size = model.config.vision_config.image_size
+    batch = processor(images=[torch.zeros(3, 5, 9)], text=["a circle"])
+    assert batch.pixel_values.shape == (1, 3, size, size)
+    patches = processor.encode_regions([[[0, 0, 9, 5]]], [(5, 9)])["region_patch_mask"]
+    assert patches.shape[1] == model.get_image_features(batch.pixel_values).last_hidden_state.shape[1] - 1
+    assert (tmp_path / "out" / "modeling_xvlm.py").exists()
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_another_resolution(official, tmp_path):
+    state, heads = official("xvlm_grounding")
+    torch.save(state, tmp_path / "flat.pth")
+    small = convert_state_dict(state, heads).model.config.vision_config
+    size = small.image_size * 2
+    convert_checkpoint(tmp_path / "flat.pth", tmp_path / "out", tiny_tokenizer(), size, heads)
+    model = AutoModel.from_pretrained(tmp_path / "out")
+    assert model.config.vision_config.image_size == size
+    assert model.config.vision_config.window_size == small.window_size * 2
+    assert AutoProcessor.from_pretrained(tmp_path / "out").image_processor.size["height"] == size
+
+
+def _without(state, fragment):
+    return {key: value for key, value in state.items() if fragment not in key}
+
+
+BROKEN = {
+    "incomplete": (lambda s: _without(s, "layer.1.output.dense.bias"), "misses"),
+    "without heads": (lambda s: _without(s, "_head."), "no heads"),
+    "without fusion": (lambda s: _without(s, "crossattention"), "crossattention"),
+    "with surplus": (lambda s: {**s, "extra.weight": torch.zeros(1)}, "no place for"),
+    "misshapen": (lambda s: {**s, "itm_head.3.weight": torch.zeros(3, 64)}, "misshapen"),
+    "albef": (lambda s: {**s, "visual_encoder.cls_token": torch.zeros(1)}, "ALBEF"),
+    "vqa": (lambda s: {**s, "text_decoder.bert.x": torch.zeros(1)}, "question-answering"),
+    "lxmert": (lambda s: {"bert.encoder.r_layers.0.x": torch.zeros(1)}, "LXMERT"),
+    "clip trunk": (lambda s: {**s, "vision_encoder.encoder.x": torch.zeros(1)}, "CLIP"),
+    "nothing": (lambda s: {"weight": torch.zeros(1)}, "no heads"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_what_is_no_such_checkpoint_is_refused(official, name, tmp_path):
+    damage, message = BROKEN[name]
+    state, heads = official("xvlm_retrieval")
+    torch.save({"model": damage(state)}, tmp_path / "broken.th")
+    with pytest.raises(ValueError, match=message):
+        convert_checkpoint(
+            tmp_path / "broken.th", tmp_path / "out", tiny_tokenizer(), num_attention_heads=heads
+        )
+    assert [path.name for path in tmp_path.iterdir()] == ["broken.th"]
+
+
+class Malicious:
+    def __reduce__(self):
+        return (Path("pwned").touch, ())
+
+
+def test_files_that_cannot_be_read(official, tmp_path):
+    state, _ = official("xvlm_grounding")
+    whole = tmp_path / "whole.th"
+    torch.save({"model": state}, whole)
+    (tmp_path / "truncated.th").write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    (tmp_path / "truncated.safetensors").write_bytes(b"\x10\x00\x00")
+    (tmp_path / "text.th").write_text("not a checkpoint")
+    torch.save({"model": {"weight": Malicious()}}, tmp_path / "malicious.th")
+    torch.save({"epoch": 3}, tmp_path / "empty.th")
+    for name in ("truncated.th", "truncated.safetensors", "text.th", "malicious.th", "empty.th"):
+        with pytest.raises(ValueError, match=name):
+            read_state_dict(tmp_path / name)
+    assert not Path("pwned").exists()
+    with pytest.raises(FileNotFoundError, match="absent.th"):
+        read_state_dict(tmp_path / "absent.th")
+
+
+def test_outputs_and_tokenizers_that_do_not_fit(official, tmp_path):
+    state, heads = official("xvlm_grounding")
+    torch.save(state, tmp_path / "official.th")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    with pytest.raises(ValueError, match="not an empty folder"):
+        convert_checkpoint(tmp_path / "official.th", tmp_path / "full", tiny_tokenizer())
+    with pytest.raises(ValueError, match="tokenizer="):
+        convert_checkpoint(tmp_path / "official.th", tmp_path / "out", str(tmp_path / "none"), None, heads)
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens([f"word{i}" for i in range(1000)])
+    with pytest.raises(ValueError, match="1026 tokens|tokens, but"):
+        convert_checkpoint(tmp_path / "official.th", tmp_path / "out", tokenizer, None, heads)
+    with pytest.raises(ValueError, match="num_attention_heads"):
+        convert_checkpoint(tmp_path / "official.th", tmp_path / "out", tiny_tokenizer(), None, 31)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["full", "official.th"]
+
+
+def test_a_pretraining_file_starts_every_task(official, tmp_path):
+    state, heads = official("xvlm_pretrain_image")
+    torch.save(state, tmp_path / "official.th")
+    convert_checkpoint(
+        tmp_path / "official.th", tmp_path / "out", tiny_tokenizer(), num_attention_heads=heads
+    )
+    for head in (hf_vlp.XVLMForRetrieval, hf_vlp.XVLMForGrounding, hf_vlp.XVLMModel):
+        model, info = head.from_pretrained(tmp_path / "out", output_loading_info=True)
+        assert not info["missing_keys"] and model.new_parameters == frozenset()

@@ -205,7 +205,7 @@ def test_from_backbones(layers, fusion, taken, tmp_path):
     vision = SwinModel(config)
     vision.save_pretrained(tmp_path / "swin")
     sizes = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
-    bert = BertForMaskedLM(BertConfig(num_hidden_layers=layers, **sizes))
+    bert = BertForMaskedLM(BertConfig(num_hidden_layers=layers, **sizes)).eval()
     bert.save_pretrained(tmp_path / "bert")
     model = hf_vlp.XVLMForPreTraining.from_backbones(
         str(tmp_path / "swin"), str(tmp_path / "bert"), num_fusion_layers=fusion, projection_dim=8

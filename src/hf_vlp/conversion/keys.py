@@ -15,8 +15,7 @@ from torch import Tensor
 
 @dataclass
 class KeyReport:
-    """What became of each key: `used` old name to new names, `dropped` old name to the reason, `missing` new
-    names."""
+    """What became of each old key: `used` as new ones, `dropped` for a reason; and new ones `missing`."""
 
     used: dict[str, list[str]] = field(default_factory=dict)
     dropped: dict[str, str] = field(default_factory=dict)
@@ -98,8 +97,7 @@ def load_into(model: torch.nn.Module, state: dict[str, Tensor], report: KeyRepor
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint file (`torch.save` or safetensors), unwrapped from `{"model": ...}`; no
-    code is run.
+    """The tensors of a file (`torch.save` or safetensors), out of `{"model": ...}`; no code is run.
 
     Raises:
         FileNotFoundError: no such file.

@@ -1,5 +1,4 @@
-"""Official X-VLM checkpoints (github.com/zengyan-97/X-VLM): pretraining, retrieval and grounding files, Swin
-trunk."""
+"""Official X-VLM checkpoints with a Swin trunk: files of pretraining, retrieval and grounding."""
 
 import math
 import re
@@ -111,8 +110,7 @@ def convert_checkpoint(
     image_size: int | None = None,
     num_attention_heads: int | None = None,
 ) -> KeyReport:
-    """Convert an official file into a folder with model, processor and code. Nothing is written unless all
-    succeeds.
+    """Convert an official file into a folder with model, processor and code, or write nothing.
 
     Args:
         checkpoint: the official file.
@@ -240,8 +238,7 @@ def _read_vision(state: Mapping[str, Tensor]) -> SwinConfig:
 
 
 def _read_image_size(state: Mapping[str, Tensor], windows: list[int], patch_size: int) -> int:
-    """From the masks of shifted windows where there are any, else from the last stage, which is one
-    window."""
+    """From the masks of shifted windows where there are any, else from the one window of the last stage."""
     for stage, window in enumerate(windows):
         mask = state.get(f"vision_encoder.layers.{stage}.blocks.1.attn_mask")
         if mask is not None:

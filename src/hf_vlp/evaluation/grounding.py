@@ -1,5 +1,4 @@
-"""Pointing at what a text refers to: predicted boxes, their accuracy, and the honest baseline. X-VLM section
-4.2.
+"""Pointing at what a text refers to: predicted boxes, their accuracy, the honest baseline. X-VLM section 4.
 
 Rows hold `image`, `text` and `box`; boxes of rows are x, y, width, height in pixels. R: rows.
 """
@@ -19,9 +18,7 @@ from .metrics import grounding_accuracy, paired_box_iou
 
 @dataclass
 class GroundingResult:
-    """Predicted `boxes` (R, 4) as x1, y1, x2, y2 in pixels, their `ious` (R,), and the share of IoUs from 0.5
-    on.
-    """
+    """Predicted `boxes` (R, 4) x1, y1, x2, y2 in pixels, `ious` (R,), and the share of IoUs from 0.5 on."""
 
     boxes: Tensor
     ious: Tensor
@@ -35,8 +32,9 @@ def evaluate_grounding(
     batch_size: int = 32,
     progress: bool = False,
 ) -> GroundingResult:
-    """Predict one box per row and compare it with the row's `box`; rows of a batch with equal images share
-    its pass.
+    """Predict one box per row and compare it with the row's `box`.
+
+    Rows of a batch that show the same image share its pass.
 
     Raises:
         ValueError: no rows, a box with negative width or height, or `batch_size` below 1.
@@ -56,8 +54,7 @@ def evaluate_grounding(
 
 
 def random_object_accuracy(rows: Iterable[dict]) -> float:
-    """Accuracy to expect from the box of a random object: the share of a row's `candidates` that would count
-    as right.
+    """Accuracy to expect from the box of a random object: the share of `candidates` that would be right.
 
     Computed exactly, by all candidates of all rows; compare every grounding accuracy with it.
 

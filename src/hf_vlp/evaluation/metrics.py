@@ -1,5 +1,4 @@
-"""What the scores mean: retrieval recall, box accuracy, foil accuracy, as pure functions of tensors or
-arrays.
+"""Retrieval recall, grounding accuracy and foil accuracy as pure functions of tensors or arrays.
 
 I: images, T: texts, Q: queries, N: candidates, R: boxes. All results are fractions in 0..1. Ties never
 flatter: each result is the exact expectation over a random order of tied scores, so that a constant scorer
@@ -17,8 +16,7 @@ RECALL_AT = (1, 5, 10)
 
 
 def recall_at(scores: Array, relevant: Array, k: int) -> float:
-    """Share of queries with a relevant candidate among the k best scored: `scores` (Q, N), `relevant` (Q, N)
-    bool.
+    """Share of queries with a relevant candidate among the k best, of `scores` (Q, N) and `relevant` (Q, N).
 
     Raises:
         ValueError: shapes differ, nothing to score, scores with NaN, k below 1, a query without relevant
@@ -55,12 +53,11 @@ def _none_drawn(total: Tensor, relevant: Tensor, draws: Tensor) -> Tensor:
 
 
 def retrieval_recall(image_to_text: Array, text_to_image: Array, text_image: Array) -> dict[str, float]:
-    """Recall at 1, 5 and 10 of text retrieval and image retrieval, their means, and the mean of both
-    (`r_mean`).
+    """Recall at 1, 5 and 10 of text and of image retrieval, their means, and the mean of both (`r_mean`).
 
     `image_to_text` (I, T) ranks texts for each image, `text_to_image` (T, I) images for each text,
     `text_image` (T,) holds the index of the image that a text belongs to; an image may have several texts,
-    any of which is a hit. X-VLM section 4.2 ("TR" and "IR").
+    any of which is a hit. X-VLM section 4 ("TR" and "IR").
 
     Raises:
         ValueError: shapes that do not fit, NaN, nothing to score, an image without text, an index outside the
@@ -105,8 +102,7 @@ def paired_box_iou(boxes: Array, others: Array) -> Tensor:
 
 
 def grounding_accuracy(predicted: Array, target: Array, iou_threshold: float = 0.5) -> float:
-    """Share of predicted boxes (R, 4) `xyxy` whose IoU with the target reaches the threshold. X-VLM section
-    4.2.
+    """Share of predicted boxes (R, 4) `xyxy` whose IoU with the target (R, 4) reaches the threshold.
 
     Raises:
         ValueError: as `paired_box_iou`, or a threshold outside 0..1.

@@ -36,9 +36,7 @@ class RetrievalRecall(evaluate.Metric):
 
 
 class GroundingAccuracy(evaluate.Metric):
-    """Share of boxes with an IoU of at least `iou_threshold` (default 0.5) with the target; boxes are x1, y1,
-    x2, y2.
-    """
+    """Share of boxes x1, y1, x2, y2 with an IoU of at least `iou_threshold` (0.5) with the target."""
 
     def _info(self) -> evaluate.MetricInfo:
         return _info(self, {"predictions": _BOX, "references": _BOX})

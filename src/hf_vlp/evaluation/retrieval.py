@@ -1,5 +1,4 @@
-"""Two-stage retrieval: a shortlist by contrastive similarity, re-ranked by the matching head. X-VLM section
-4.2.
+"""Two-stage retrieval: a shortlist by contrastive similarity, re-ranked by matching. X-VLM section 4.
 
 I: images, T: texts, L: text length, D: text width, S: image tokens, k: length of the shortlist. Each image's
 keys and values are projected once, for a block of images at a time; an image's texts are scored side by side,
@@ -18,9 +17,8 @@ from .inference import batched, evaluating, number_of, to_model
 from .metrics import retrieval_recall
 
 UNSCORED = -100.0  # score of a pair outside the shortlist, as in the official code
-TEXTS_SIDE_BY_SIDE = (
-    32  # texts of one image in a group: enough to share its keys, few enough to be of one length
-)
+TEXTS_SIDE_BY_SIDE = 32  # texts of one image in a group: few enough to be of about one length
+CACHED_VALUES = 2**19  # numbers in the text states of one call on a CPU
 
 
 @dataclass
@@ -48,8 +46,7 @@ def evaluate_retrieval(
     batch_size: int = 32,
     progress: bool = False,
 ) -> RetrievalResult:
-    """Score images against texts in two stages; rows hold `image` and `caption`, the list of the image's
-    texts.
+    """Score images against texts in two stages; rows hold `image` and `caption`, the list of its texts.
 
     `top_k` texts per image and images per text are re-ranked (official: 256 on COCO, 128 on Flickr30K), all
     where there are fewer. `batch_size` images are encoded, or held with keys and values, at a time.
@@ -93,9 +90,7 @@ def shortlists(scores: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
 
 @dataclass
 class _Texts:
-    """Text embeds without padding: `embeds` (sum of lengths, D), one text after the other; `starts`,
-    `lengths` (T,).
-    """
+    """Texts one after the other, without padding: `embeds` (sum of lengths, D), `starts`, `lengths` (T,)."""
 
     embeds: Tensor
     starts: Tensor
@@ -162,21 +157,26 @@ def _match(model, images: Tensor, texts: _Texts, wanted: Tensor, batch_size: int
         for block in torch.arange(len(images), device=wanted.device).split(batch_size):
             key_values = model.project_image(images[block])
             group_image, group_texts = group_by_length(wanted[block], texts.lengths)
-            for image, chosen in zip(
-                group_image.split(batch_size), group_texts.split(batch_size), strict=True
-            ):
+            size = _groups_per_call(texts, group_texts, batch_size)
+            for image, chosen in zip(group_image.split(size), group_texts.split(size), strict=True):
                 embeds, mask = texts.padded(chosen.flatten())
-                logits = model.match(
-                    embeds, mask, [(keys[image], values[image]) for keys, values in key_values]
-                )
+                of_images = [(keys[image], values[image]) for keys, values in key_values]
+                logits = model.match(embeds, mask, of_images)
                 scores[block[image, None], chosen] = logits[:, 1].float().view(chosen.shape)
             bar.update(int(wanted[block].sum()))
     return scores
 
 
+def _groups_per_call(texts: _Texts, group_texts: Tensor, batch_size: int) -> int:
+    """How many groups (G, n) one call takes; on a CPU no more than its caches hold."""
+    if texts.embeds.device.type != "cpu":
+        return batch_size
+    longest = group_texts.shape[1] * int(texts.lengths[group_texts[0]].max())  # groups come longest first
+    return max(1, min(batch_size, CACHED_VALUES // (longest * texts.embeds.shape[1])))
+
+
 def group_by_length(wanted: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-    """Groups of texts of about one length, each for one image: index of the image (G,) and of its n texts (G,
-    n).
+    """Groups of n texts of about one length, each for one image: image (G,) and texts (G, n), as indices.
 
     `wanted` (I, T) marks the pairs to score, `lengths` (T,) counts word pieces. n is `TEXTS_SIDE_BY_SIDE`,
     less where no image has so many; the last group of an image repeats its shortest text. Groups of similar

@@ -17,8 +17,7 @@ from transformers import MODEL_MAPPING, AutoModel, PreTrainedConfig
 class ImageTrunk(nn.Module):
     """A vision model whose tokens come as `[global; patches]`.
 
-    The global token is the trunk's own [CLS] where it has one, else the mean of the patches (X-VLM section
-    3.1).
+    The global token is the trunk's own [CLS], or the mean of the patches (X-VLM section 3.1).
     """
 
     def __init__(self, config: PreTrainedConfig):
@@ -75,8 +74,7 @@ def _build_trunk(config: PreTrainedConfig) -> nn.Module:
 
 
 def _shrink_windows(swin: nn.Module):
-    """Give stages whose map is smaller than the window a window of the map's size, as the official Swin
-    does."""
+    """Give stages whose map is smaller than the window one window, as the official Swin does."""
     for stage, heads in zip(swin.encoder.layers, swin.config.num_heads, strict=True):
         for layer in stage.blocks:
             side, width = min(layer.input_resolution), layer.layernorm_before.normalized_shape[0]
@@ -155,8 +153,7 @@ def _side(table: Tensor) -> int:
 
 
 def resample_position_embeddings(table: Tensor, num_tokens: int) -> Tensor:
-    """Bicubic resampling of a ViT's table (1, prefix + N, W) to (1, num_tokens, W); rows before the patches
-    are kept."""
+    """A ViT's table (1, prefix + N, W) resampled bicubically to (1, num_tokens, W), prefix kept."""
     old_grid, new_grid = math.isqrt(table.shape[1]), math.isqrt(num_tokens)
     prefix = table.shape[1] - old_grid**2
     patches = table[:, prefix:].mT.unflatten(2, (old_grid, old_grid))  # (1, W, grid, grid)
@@ -181,8 +178,7 @@ def resample_relative_table(table: Tensor, window: int) -> Tensor:
 
 
 def _geometric_offsets(source: int, target: int) -> Tensor:
-    """0, ±1, ±(1 + q), ±(1 + q + q^2), ... with q such that the last reaches target // 2, by bisection as
-    BEiT does."""
+    """0, ±1, ±(1 + q), ±(1 + q + q^2), ...; BEiT finds q by bisection, the last to reach target // 2."""
 
     def reach(q: float) -> float:
         return sum(q**i for i in range(source // 2))
@@ -196,8 +192,7 @@ def _geometric_offsets(source: int, target: int) -> Tensor:
 
 
 def _spline_matrix(knots: Tensor, points: Tensor) -> Tensor:
-    """Matrix (points, knots) that reads the not-a-knot cubic spline through values at `knots` at each of
-    `points`."""
+    """Matrix (points, knots) that takes values at `knots` to their not-a-knot cubic spline at `points`."""
     n, h = len(knots), knots.diff()
     if n == 1:
         return torch.ones(len(points), 1, dtype=knots.dtype)

@@ -56,8 +56,7 @@ class VLPPreTrainedModel(CarriesCode, PreTrainedModel):
     def from_pretrained(
         cls, *args, output_loading_info: bool = False, image_size: int | None = None, **kwargs
     ):
-        """Load as in transformers; `image_size` (pixels) resamples the image trunk's position tables to
-        another size."""
+        """Load as in transformers, then `set_image_size(image_size)` where it is given."""
         model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
         model.new_parameters = frozenset(info["missing_keys"])
         if image_size is not None:
@@ -65,8 +64,7 @@ class VLPPreTrainedModel(CarriesCode, PreTrainedModel):
         return (model, info) if output_loading_info else model
 
     def set_image_size(self, image_size: int):
-        """Resample the position tables of the image trunk, so that it reads images of `image_size` pixels a
-        side.
+        """Resample the trunk's position tables for images of `image_size` pixels a side.
 
         Raises:
             ValueError: the trunk's patches or windows do not fit the size.
@@ -79,8 +77,7 @@ class VLPPreTrainedModel(CarriesCode, PreTrainedModel):
     def save_pretrained(
         self, save_directory, is_main_process: bool = True, state_dict: dict | None = None, **kwargs
     ):
-        """Save as in transformers, and the code beside it, so that `trust_remote_code=True` loads without
-        this package.
+        """Save as in transformers, with the code that `trust_remote_code=True` loads without this package.
 
         The Trainer hands over a `state_dict`; its checkpoints stay plain.
         """

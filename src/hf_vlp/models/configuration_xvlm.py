@@ -27,7 +27,9 @@ class XVLMConfig(CarriesCode, PreTrainedConfig):
 
     model_type = "vlp_xvlm"
     sub_configs = {"text_config": VLPTextConfig, "vision_config": AutoConfig}
+    # loss terms, and what has no row for each row of the batch
     keys_to_ignore_at_inference = ["loss_itc", "loss_itm", "loss_mlm", "loss_bbox", "loss_giou"]
+    keys_to_ignore_at_inference += ["itm_logits", "mlm_logits", "logits_per_image"]
 
     text_config: dict | PreTrainedConfig | None = None
     vision_config: dict | PreTrainedConfig | None = None

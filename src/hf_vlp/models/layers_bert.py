@@ -49,8 +49,7 @@ class BertEmbeddings(nn.Module):
 
 
 class KeyValueProjection(nn.Module):
-    """Keys and values of a context whose width may differ from the text's; a module of its own, so they can
-    be shared."""
+    """Keys and values of a context of any width; a module of its own, so that texts can share them."""
 
     def __init__(self, config, context_size: int):
         super().__init__()

@@ -59,6 +59,11 @@ class PredictionHead(nn.Module):
         return self.fc2(F.gelu(self.layer_norm(self.fc1(hidden_states))))
 
 
+def unit_vectors(projection: nn.Module | None, embeds: Tensor) -> Tensor | None:
+    """What the contrastive loss compares: projected [CLS] states (R, W) of length 1, (R, P)."""
+    return None if projection is None else F.normalize(projection(embeds), dim=-1)
+
+
 class XVLMPreTrainedModel(VLPPreTrainedModel):
     """Common parent of the X-VLM classes."""
 
@@ -111,8 +116,7 @@ class XVLMPreTrainedModel(VLPPreTrainedModel):
 
 
 class XVLMModel(XVLMPreTrainedModel):
-    """The image trunk, the text encoder, their fusion, and the projections that the contrastive loss
-    compares.
+    """The image trunk, the text encoder, their fusion, and the projections to what ITC compares.
 
     Heads that compare nothing leave the projections out (`add_projections=False`).
     """
@@ -139,7 +143,7 @@ class XVLMModel(XVLMPreTrainedModel):
         """Images (B, 3, size, size) to embeds (B, S, W) `[global; patches]` and unit vectors (B, P)."""
         image_embeds = self.vision_model(pixel_values)
         return BaseModelOutputWithPooling(
-            image_embeds, self._project(self.image_projection, image_embeds[:, 0])
+            image_embeds, unit_vectors(self.image_projection, image_embeds[:, 0])
         )
 
     def get_text_features(
@@ -149,7 +153,7 @@ class XVLMModel(XVLMPreTrainedModel):
         text_embeds = self.text_model(
             input_ids, _all_ones(input_ids) if attention_mask is None else attention_mask
         )
-        return BaseModelOutputWithPooling(text_embeds, self._project(self.text_projection, text_embeds[:, 0]))
+        return BaseModelOutputWithPooling(text_embeds, unit_vectors(self.text_projection, text_embeds[:, 0]))
 
     def get_region_features(
         self, pixel_values: Tensor, region_image_index: Tensor, region_patch_mask: Tensor
@@ -166,11 +170,10 @@ class XVLMModel(XVLMPreTrainedModel):
         _check_regions(image_embeds, region_image_index, region_patch_mask)
         region_embeds = _region_means(image_embeds, region_image_index, region_patch_mask)
         embeds = torch.cat([region_embeds[:, None], image_embeds[region_image_index, 1:]], dim=1)
-        return BaseModelOutputWithPooling(embeds, self._project(self.image_projection, region_embeds))
+        return BaseModelOutputWithPooling(embeds, unit_vectors(self.image_projection, region_embeds))
 
     def project_image(self, image_embeds: Tensor) -> list[KeyValues]:
-        """Keys and values of every fusion layer, once per image: (B, S, W) -> per layer two tensors (B, H, S,
-        d)."""
+        """Keys and values of every fusion layer, once per image: (B, S, W) -> per layer two (B, H, S, d)."""
         return self.fusion_model.project_image(image_embeds)
 
     def fuse(
@@ -181,8 +184,7 @@ class XVLMModel(XVLMPreTrainedModel):
         image_mask: Tensor | None = None,
         cls_only: bool = False,
     ) -> Tensor:
-        """Texts (R, L, D) fused with the image each belongs to: (R, L, D), or [CLS] alone (R, 1, D) with
-        `cls_only`.
+        """Texts (R, L, D) fused with the image of each: (R, L, D), or only [CLS] (R, 1, D) with `cls_only`.
 
         `key_values` come from `project_image`, `image_mask` (B, S) marks the image tokens to see. R is B, or
         a multiple of it with the texts of each image next to one another.
@@ -253,17 +255,13 @@ class XVLMModel(XVLMPreTrainedModel):
         if pixel_values is not None:
             output.image_embeds = self.vision_model(pixel_values)
             concepts, _ = self.concepts(output.image_embeds, region_image_index, region_patch_mask)
-            output.image_features = self._project(self.image_projection, concepts.embeds)
+            output.image_features = unit_vectors(self.image_projection, concepts.embeds)
         if pixel_values is not None and input_ids is not None:
             _check_pairs(concepts, input_ids)
             output.last_hidden_state = self.fuse(
                 output.text_embeds, attention_mask, concepts.key_values, concepts.mask
             )
         return output if return_dict else output.to_tuple()
-
-    @staticmethod
-    def _project(projection: nn.Module | None, embeds: Tensor) -> Tensor | None:
-        return None if projection is None else F.normalize(projection(embeds), dim=-1)
 
 
 class XVLMHead(XVLMPreTrainedModel):
@@ -376,26 +374,25 @@ class XVLMForPreTraining(XVLMMatchingHead):
         Raises:
             ValueError: shapes that do not fit, or a batch without negatives.
         """
-        text_mask = attention_mask
         image_embeds = self.model.vision_model(pixel_values)
         concepts, images = self.model.concepts(image_embeds, region_image_index, region_patch_mask)
         _check_pairs(concepts, input_ids)
         text_embeds, masked_embeds = self.model.text_model(
-            torch.cat([input_ids, mlm_input_ids]), torch.cat([text_mask, text_mask])
+            torch.cat([input_ids, mlm_input_ids]), torch.cat([attention_mask, attention_mask])
         ).chunk(2)
 
-        image_features = self.model._project(self.model.image_projection, concepts.embeds)
-        text_features = self.model._project(self.model.text_projection, text_embeds[:, 0])
+        image_features = unit_vectors(self.model.image_projection, concepts.embeds)
+        text_features = unit_vectors(self.model.text_projection, text_embeds[:, 0])
         loss_itc, logits = self.model.image_text_contrast(image_features, text_features, image_ids)
 
         if negative_image_index is None:
             negative_image_index, negative_text_index = hard_negatives(logits, image_ids)
         itm_logits = self.match_hard(
-            concepts, text_embeds, text_mask, negative_image_index, negative_text_index
+            concepts, text_embeds, attention_mask, negative_image_index, negative_text_index
         )
         loss_itm = matching_loss(itm_logits, num_positive=len(input_ids))
 
-        masked_words = self.model.fuse(masked_embeds, text_mask, concepts.key_values, concepts.mask)
+        masked_words = self.model.fuse(masked_embeds, attention_mask, concepts.key_values, concepts.mask)
         labelled = mlm_labels != -100
         mlm_logits = self.lm_head(masked_words[labelled])  # vocabulary logits only where a label asks
         loss_mlm = masked_lm_loss(mlm_logits, mlm_labels[labelled])
@@ -404,7 +401,7 @@ class XVLMForPreTraining(XVLMMatchingHead):
         loss = config.itc_weight * loss_itc + config.itm_weight * loss_itm + config.mlm_weight * loss_mlm
         pred_boxes = loss_bbox = loss_giou = None
         if target_boxes is not None:
-            located = self.model.fuse(text_embeds, text_mask, images.key_values, cls_only=True)
+            located = self.model.fuse(text_embeds, attention_mask, images.key_values, cls_only=True)
             pred_boxes = self.bbox_head(located[:, 0]).sigmoid()
             loss_bbox, loss_giou = _box_losses(pred_boxes, target_boxes, is_full_image)
             loss = loss + config.bbox_weight * loss_bbox + config.giou_weight * loss_giou
@@ -448,8 +445,8 @@ class XVLMForRetrieval(XVLMMatchingHead):
         return_loss: bool = True,
         return_dict: bool = True,
     ) -> VLPForRetrievalOutput | tuple:
-        """Compare images (B, 3, size, size) with texts (R, L); with `return_loss`, R = B and text r belongs
-        to image r.
+        """Compare images (B, 3, size, size) with texts (R, L); a loss needs R = B, text r
+        belonging to image r.
 
         Args:
             image_ids: (B,) pairs with equal ids show the same image: positives of one another, never
@@ -489,8 +486,7 @@ class XVLMForRetrieval(XVLMMatchingHead):
 
 
 class XVLMForGrounding(XVLMHead):
-    """X-VLM for visual grounding: the box of what a text refers to, from the fused [CLS]. X-VLM section
-    4.3."""
+    """X-VLM for visual grounding: the box of what a text refers to. X-VLM section 4.3."""
 
     auto_class = "AutoModelForGrounding"
 

@@ -6,8 +6,7 @@ from torch import Tensor
 
 
 def contrastive_logits(image_features: Tensor, text_features: Tensor, temperature: Tensor) -> Tensor:
-    """Cosine similarity of unit vectors over the temperature: (B, P), (C, P) -> (B, C), in float32 also under
-    autocast."""
+    """Cosines of unit vectors over the temperature: (B, P), (C, P) -> (B, C), in float32 under autocast."""
     with torch.autocast(image_features.device.type, enabled=False):
         return image_features.float() @ text_features.float().T / temperature.float()
 
@@ -27,14 +26,12 @@ def contrastive_loss(logits: Tensor, ids: Tensor | None = None) -> Tensor:
 
 
 def matching_loss(logits: Tensor, num_positive: int) -> Tensor:
-    """Image-text matching loss (ITM) of logits (M, 2) whose first `num_positive` rows match. X-VLM equation
-    3."""
+    """Matching loss (ITM) of logits (M, 2) whose first `num_positive` rows match. X-VLM equation 3."""
     labels = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
     labels[:num_positive] = 1
     return F.cross_entropy(logits.float(), labels)
 
 
 def masked_lm_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Masked language modelling loss (MLM) of logits (M, V) at the M labelled positions; 0 without any. X-VLM
-    equation 4."""
+    """Masked language modelling loss of logits (M, V) at M labels; 0 without any. X-VLM equation 4."""
     return F.cross_entropy(logits.float(), labels, reduction="sum") / max(len(labels), 1)

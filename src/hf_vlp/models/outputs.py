@@ -51,8 +51,7 @@ class VLPForPreTrainingOutput(ModelOutput):
 
 @dataclass
 class VLPForRetrievalOutput(ModelOutput):
-    """Loss terms of retrieval training, `logits_per_image` (B, R), and features (B, P), (R, P) as unit
-    vectors.
+    """Loss terms of retrieval, `logits_per_image` (B, R), and unit vectors (B, P) and (R, P).
 
     `itm_logits` (3B, 2) as in pretraining where the loss is computed.
     """

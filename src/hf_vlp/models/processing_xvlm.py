@@ -130,8 +130,7 @@ class XVLMProcessor(ProcessorMixin):
         }
 
     def post_process_boxes(self, pred_boxes: Tensor, image_sizes: Sequence[tuple[int, int]]) -> Tensor:
-        """Predicted boxes (R, 4), cx, cy, w, h in 0..1, to left, top, right, bottom in pixels of the original
-        images.
+        """Boxes (R, 4) cx, cy, w, h in 0..1 to left, top, right, bottom in pixels of the original images.
 
         `image_sizes` holds (height, width) of the image of each box; boxes are clipped to it.
         """

@@ -53,8 +53,7 @@ def text_and_fusion_weights(
 
 
 def load_public_weights(model: nn.Module, state: dict[str, Tensor]) -> frozenset[str]:
-    """Load what `model`, a base model or a head, has a place for; return the names of its other
-    parameters."""
+    """Load what a base model or a head has a place for; return the names of its other parameters."""
     own = set(model.state_dict())
     placed = {(name if name in own else f"model.{name}"): value for name, value in state.items()}
     loaded = model.load_state_dict({name: placed[name] for name in own & set(placed)}, strict=False)

@@ -11,6 +11,8 @@ not make up for negatives.
 
 from .arguments import VLPTrainingArguments
 
+# The official fine-tuning configurations double the rate of new parameters too, but their optimizer does not
+# see which those are on more than one GPU.
 _XVLM = {
     "learning_rate": 3e-5,
     "lr_scheduler_type": "linear",
@@ -36,22 +38,20 @@ _XVLM_PRETRAINING = _XVLM | {
 }
 
 RECIPES: dict[str, dict] = {
-    # X-VLM section 4.1: 224 pixels, 40 words, 8 masks. Global batch 1,024 images (128 x 8 GPUs), 1,024 region
-    # pairs.
-    "xvlm_pretrain_4m": _XVLM_PRETRAINING
-    | {"max_steps": 307_193},  # 204,795 image steps (41 epochs of 5,114,489)
-    # 224 pixels, 30 words, 6 masks. Global batch 3,072 images (128 x 24 GPUs), 3,072 region pairs.
-    "xvlm_pretrain_16m": _XVLM_PRETRAINING
-    | {"max_steps": 300_960},  # 200,640 image steps (38 epochs of 16,219,845)
-    # Section 4.2: 384 pixels, 30 words. Global batch 160 pairs (20 x 8 GPUs).
-    "xvlm_retrieval_coco": _XVLM | {"per_device_train_batch_size": 20, "num_train_epochs": 10},
-    "xvlm_retrieval_flickr": _XVLM | {"per_device_train_batch_size": 20, "num_train_epochs": 10},
-    # The step before RefCOCO+: 224 pixels, regions only. Global batch 192 region-text pairs of at most 72
-    # images (24 pairs of at most 9 images x 8 GPUs); 2 "epochs" of 318,547 / 192 steps. Rows here are images.
-    "xvlm_grounding_pretrain": _XVLM
-    | {"per_device_train_batch_size": 9, "max_steps": 3_320, "max_grad_norm": 1.0},
-    # RefCOCO+: 384 pixels. Global batch 160 texts (20 x 8 GPUs).
-    "xvlm_grounding_refcoco": _XVLM | {"per_device_train_batch_size": 20, "num_train_epochs": 10},
+    # X-VLM section 4: 224 pixels, 40 words, 8 masks, 41 epochs of 5,114,489 images or 204,795 image steps.
+    # Global batch 1,024 images (128 x 8 GPUs), 1,024 region-text pairs.
+    "xvlm_pretrain_4m": dict(_XVLM_PRETRAINING, max_steps=307_193),
+    # 224 pixels, 30 words, 6 masks, 38 epochs of 16,219,845 images or 200,640 image steps.
+    # Global batch 3,072 images (128 x 24 GPUs), 3,072 region-text pairs.
+    "xvlm_pretrain_16m": dict(_XVLM_PRETRAINING, max_steps=300_960),
+    # 384 pixels, 30 words. Global batch 160 pairs (20 x 8 GPUs).
+    "xvlm_retrieval_coco": dict(_XVLM, per_device_train_batch_size=20, num_train_epochs=10),
+    "xvlm_retrieval_flickr": dict(_XVLM, per_device_train_batch_size=20, num_train_epochs=10),
+    # The step before RefCOCO+: 224 pixels, regions only, 2 epochs of 318,547 / 192 steps. Global batch 192
+    # region-text pairs (24 x 8 GPUs) of at most 72 images (9 x 8); the rows that are counted here are images.
+    "xvlm_grounding_pretrain": dict(_XVLM, per_device_train_batch_size=9, max_steps=3_320, max_grad_norm=1.0),
+    # RefCOCO+: 384 pixels, 30 words. Global batch 160 texts (20 x 8 GPUs).
+    "xvlm_grounding_refcoco": dict(_XVLM, per_device_train_batch_size=20, num_train_epochs=10),
 }
 
 

@@ -172,11 +172,9 @@ class VLPTrainer(Trainer):
         return {p for name, p in self.model.named_parameters() if name in self.model.new_parameters}
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """Names of the parameters that decay: none of biases, norms, and Swin's relative position bias
-        tables.
+        """Names of the parameters that decay, which biases, norms and Swin's relative positions do not.
 
-        With `official_adamw` the norms of the two-layer heads decay, which the official code finds by a name
-        it misses.
+        With `official_adamw` the norms of the two-layer heads do: the official list of names misses them.
         """
         names = super().get_decay_parameter_names(model)
         if self.args.official_adamw:
@@ -186,8 +184,7 @@ class VLPTrainer(Trainer):
         return names
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs) -> TrainOutput:
-        """As in transformers; `True` resumes from the last checkpoint in `output_dir` that was written to its
-        end.
+        """As in transformers; `True` resumes from the last checkpoint in `output_dir` that is complete.
 
         Raises:
             ValueError: `resume_from_checkpoint` is True and `output_dir` holds no such checkpoint.
@@ -203,9 +200,7 @@ class VLPTrainer(Trainer):
 
 
 class LossTerms:
-    """Running sums of the fields `loss_*` of model outputs; they stay on the device until the means are asked
-    for.
-    """
+    """Running sums of the fields `loss_*` of model outputs, on the device until the means are asked for."""
 
     def __init__(self):
         self.sums: dict[str, Tensor] = {}

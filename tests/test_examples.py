@@ -1,0 +1,216 @@
+"""The scripts in `examples/`: on shapes as a user runs them, on a user's own rows, up to the Hub's door."""
+
+import json
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import pytest
+from transformers import AutoModel, AutoProcessor, BertConfig, BertForMaskedLM, PreTrainedModel, SwinModel
+
+from hf_vlp import XVLMProcessor
+from hf_vlp.data.shapes import shapes_dataset
+from hf_vlp.quickstart import shapes_rows, tiny_config, tiny_processor
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+FEW_STEPS = ["--max_steps", "2", "--warmup_steps", "1", "--per_device_train_batch_size", "4", "--use_cpu"]
+FEW_STEPS += ["--disable_tqdm", "true"]
+SCRIPTS = {"pretrain": "XVLMForPreTraining", "finetune_retrieval": "XVLMForRetrieval"}
+SCRIPTS |= {"finetune_grounding": "XVLMForGrounding"}
+
+
+def run(script: str, *arguments) -> str:
+    """What the script prints, in a process of its own."""
+    command = [sys.executable, str(EXAMPLES / f"{script}.py"), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def run_here(monkeypatch, capsys):
+    """The same without a process, in less time."""
+
+    def run(script: str, *arguments) -> str:
+        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+        runpy.run_path(str(EXAMPLES / f"{script}.py"), run_name="__main__")
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("pretrained")
+    assert "R@10 by similarity" in run("pretrain", *FEW_STEPS, "--output_dir", folder)
+    return folder
+
+
+def is_saved(folder: Path, class_name: str) -> bool:
+    processor = AutoProcessor.from_pretrained(folder)
+    processor(text="the red circle")
+    return type(AutoModel.from_pretrained(folder)).__name__ == class_name
+
+
+def test_pretrain_saves_what_auto_classes_read(pretrained):
+    assert is_saved(pretrained, "XVLMForPreTraining")
+
+
+@pytest.mark.parametrize(
+    ("script", "printed"), [("finetune_retrieval", "R@10 re-ranked"), ("finetune_grounding", "random object")]
+)
+def test_fine_tuning_on_shapes(script, printed, pretrained, tmp_path):
+    output = run(script, *FEW_STEPS, "--output_dir", tmp_path, "--model", pretrained)
+    assert printed in output
+    assert is_saved(tmp_path, SCRIPTS[script])
+
+
+@pytest.mark.parametrize("script", ["finetune_retrieval", "finetune_grounding"])
+def test_fine_tuning_from_nothing(script, run_here, tmp_path):
+    run_here(script, *FEW_STEPS, "--output_dir", tmp_path)
+    assert is_saved(tmp_path, SCRIPTS[script])
+
+
+def test_predict(pretrained, tmp_path):
+    output = run("predict", "--model", pretrained, "--out", tmp_path / "boxes.png")
+    assert output.count(" matches: ") == 2 and "left, top, right, bottom: a " in output
+    assert (tmp_path / "boxes.png").is_file()
+
+
+def test_predict_on_an_image_of_mine(pretrained, run_here, tmp_path):
+    shapes_dataset("captions", "test", 1)[0]["image"].save(tmp_path / "scene.png")
+    options = [
+        "--image",
+        tmp_path / "scene.png",
+        "--text",
+        "a red circle top left",
+        "--out",
+        tmp_path / "b.png",
+    ]
+    output = run_here("predict", "--model", pretrained, *options)
+    assert "matches: a red circle top left" in output and "left, top" not in output
+
+
+def test_predict_without_a_model_says_how_to_get_one(run_here, capsys):
+    with pytest.raises(SystemExit):
+        run_here("predict")
+    assert "hf-vlp quickstart" in capsys.readouterr().err
+
+
+# A user's own data
+
+
+@pytest.fixture
+def official_files(tmp_path) -> Path:
+    """Twelve scenes as PNG files, annotated in the official layouts."""
+    regions = shapes_dataset("regions", "train", 12)
+    for i, row in enumerate(regions):
+        row["image"].save(tmp_path / f"{i}.png")
+    captions = regions["caption"]
+    lines = [{"image_rpath": f"{i}.png", "caption": text} for i, text in enumerate(captions)]
+    (tmp_path / "images.json").write_text("\n".join(map(json.dumps, lines)))
+    for i, (phrases, boxes) in enumerate(zip(regions["phrases"], regions["boxes"], strict=True)):
+        elems = [{"caption": phrase, "bb": box} for phrase, box in zip(phrases, boxes, strict=True)]
+        lines[i] = {"image_rpath": f"{i}.png", "elems": elems}
+    (tmp_path / "regions.json").write_text("\n".join(map(json.dumps, lines)))
+
+    karpathy = [
+        {"image": f"{i}.png", "caption": text, "image_id": f"i_{i}"} for i, text in enumerate(captions)
+    ]
+    (tmp_path / "train.json").write_text(json.dumps(karpathy))
+    karpathy = [{"image": f"{i}.png", "caption": [text]} for i, text in enumerate(captions)]
+    (tmp_path / "test.json").write_text(json.dumps(karpathy))
+
+    refs, instances = [], {"images": [], "annotations": []}
+    for i, row in enumerate(shapes_dataset("grounding", "train", 12)):
+        refs.append({"ref_id": i, "ann_id": i, "image_id": i, "sentences": [{"sent": row["text"]}]})
+        refs[-1]["split"] = "train" if i < 8 else "val"
+        instances["images"].append({"id": i, "file_name": f"{i}.png"})
+        instances["annotations"].append({"id": i, "image_id": i, "bbox": row["box"]})
+    (tmp_path / "refs.json").write_text(json.dumps(refs))
+    (tmp_path / "instances.json").write_text(json.dumps(instances))
+    return tmp_path
+
+
+def own_options(folder: Path, pretrained: Path) -> list:
+    return [*FEW_STEPS, "--model", pretrained, "--image-root", folder, "--output_dir", folder / "out"]
+
+
+def test_pretrain_on_official_files(official_files, pretrained, run_here):
+    files = ["--images", official_files / "images.json", "--regions", official_files / "regions.json"]
+    run_here("pretrain", *files, *own_options(official_files, pretrained))
+    assert is_saved(official_files / "out", "XVLMForPreTraining")
+
+
+def test_retrieval_on_official_files(official_files, pretrained, run_here):
+    files = ["--train", official_files / "train.json", "--test", official_files / "test.json"]
+    output = run_here("finetune_retrieval", *files, *own_options(official_files, pretrained))
+    assert "R@10 of images in a random order: 0.833" in output
+
+
+def test_grounding_on_official_files(official_files, pretrained, run_here):
+    files = ["--refs", official_files / "refs.json", "--instances", official_files / "instances.json"]
+    options = [*own_options(official_files, pretrained), "--image-size", "96"]
+    assert " of 4 texts" in run_here("finetune_grounding", *files, *options)
+    processor = AutoProcessor.from_pretrained(official_files / "out")
+    assert processor.image_processor.size["height"] == 96
+
+
+def rows_of_files(task: str, columns: list[str]) -> datasets.Dataset:
+    """Rows of a task as a user has them: plain columns, images as files."""
+    rows = [{name: row[name] for name in columns} for row in shapes_dataset(task, "train", 8)]
+    return datasets.Dataset.from_list(rows).cast_column("image", datasets.Image())
+
+
+def test_rows_of_a_saved_dataset(pretrained, run_here, tmp_path):
+    rows = rows_of_files("grounding", ["image", "text", "box"])
+    rows.save_to_disk(tmp_path / "rows")
+    options = [*FEW_STEPS, "--model", pretrained, "--output_dir", tmp_path / "out"]
+    options += ["--train", tmp_path / "rows", "--test", tmp_path / "rows"]
+    assert " of 8 texts" in run_here("finetune_grounding", *options)
+
+
+def test_rows_of_parquet_files(pretrained, run_here, tmp_path):
+    rows_of_files("captions", ["image", "caption"]).to_parquet(tmp_path / "images.parquet")
+    rows_of_files("regions", ["image", "phrases", "boxes"]).to_parquet(tmp_path / "regions.parquet")
+    options = [*FEW_STEPS, "--model", pretrained, "--output_dir", tmp_path / "out"]
+    options += ["--images", tmp_path / "images.parquet", "--regions", tmp_path / "regions.parquet"]
+    run_here("pretrain", *options)
+    assert is_saved(tmp_path / "out", "XVLMForPreTraining")
+
+
+def test_pretrain_starts_from_public_backbones(official_files, run_here):
+    processor = tiny_processor(shapes_rows(0))
+    SwinModel(tiny_config(processor).vision_config).save_pretrained(official_files / "swin")
+    size = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32, "num_hidden_layers": 12}
+    bert = BertConfig(vocab_size=len(processor.tokenizer), **size)
+    BertForMaskedLM(bert).save_pretrained(official_files / "bert")
+    processor.tokenizer.save_pretrained(official_files / "bert")
+    options = [*FEW_STEPS, "--image-root", official_files, "--output_dir", official_files / "out"]
+    options += ["--vision", official_files / "swin", "--text", official_files / "bert", "--patch-size", "8"]
+    options += ["--images", official_files / "images.json", "--regions", official_files / "regions.json"]
+    run_here("pretrain", *options)
+    assert is_saved(official_files / "out", "XVLMForPreTraining")
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_own_rows_need_a_model(script, run_here, capsys):
+    rows = ["--images", "x", "--regions", "x"] if script == "pretrain" else ["--train", "x"]
+    with pytest.raises(SystemExit):
+        run_here(script, *rows)
+    assert "--model" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_push_to_hub(script, run_here, monkeypatch, pretrained, tmp_path):
+    pushed = []
+    for pushing in (PreTrainedModel, XVLMProcessor):
+        monkeypatch.setattr(
+            pushing, "push_to_hub", lambda self, name: pushed.append((type(self).__name__, name))
+        )
+    options = [*FEW_STEPS, "--model", pretrained, "--output_dir", tmp_path, "--push-to-hub", "me/model"]
+    run_here(script, *options)
+    assert pushed == [(SCRIPTS[script], "me/model"), ("XVLMProcessor", "me/model")]

@@ -298,7 +298,8 @@ def test_models_refuse_what_does_not_fit():
         pretraining(**{**pretraining_batch(), "pixel_values": batch["pixel_values"].repeat(2, 1, 1, 1)[:3]})
     one = {k: v[:1] for k, v in pretraining_batch().items() if not k.startswith("negative")}
     with pytest.raises(ValueError, match="at least two different images"):
-        pretraining(**one)
+        pretraining.train()(**one)
+    assert pretraining.eval()(**one).loss.isfinite()  # the last row of an evaluation
     retrieval = hf_vlp.XVLMForRetrieval(tiny_config())
     with pytest.raises(ValueError, match="image_ids"):
         retrieval(**{**retrieval_batch(), "image_ids": torch.tensor([1, 2])})

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 
+import datasets
 import pytest
 import torch
 from tiny import (
@@ -21,6 +22,7 @@ from transformers import AutoModel, AutoModelForPreTraining, AutoProcessor
 
 import hf_vlp
 from hf_vlp import AutoModelForGrounding, AutoModelForRetrieval
+from hf_vlp.training import VLPTrainer, VLPTrainingArguments
 
 
 def _model_batch(padding: int = 0):
@@ -206,9 +208,21 @@ for name in json.loads(sys.argv[2]):
 
 
 def test_trainer_checkpoints_stay_plain(tmp_path):
+    """Checkpoints hold no code, what the trainer saves in the end does."""
     model, _ = _build("xvlm-grounding")
-    model.save_pretrained(tmp_path, state_dict=model.state_dict())
-    assert not list(tmp_path.glob("*.py")) and "auto_map" not in (tmp_path / "config.json").read_text()
+    rows = datasets.Dataset.from_dict(
+        {"input_ids": [[2, 5, 8]] * 2, "pixel_values": image_batch(2)["pixel_values"]}
+    )
+    rows = rows.add_column("target_boxes", [[0.5, 0.5, 0.2, 0.2]] * 2)
+    arguments = VLPTrainingArguments(
+        tmp_path, max_steps=1, save_steps=1, use_cpu=True, per_device_train_batch_size=2
+    )
+    trainer = VLPTrainer(model, arguments, train_dataset=rows)
+    trainer.train()
+    checkpoint = tmp_path / "checkpoint-1"
+    assert not list(checkpoint.glob("*.py")) and "auto_map" not in (checkpoint / "config.json").read_text()
+    trainer.save_model()
+    assert (tmp_path / "modeling_xvlm.py").exists() and "auto_map" in (tmp_path / "config.json").read_text()
 
 
 def test_processor_round_trip(tmp_path):

@@ -46,6 +46,7 @@ class VLPPreTrainedModel(CarriesCode, PreTrainedModel):
     def __init__(self, config, *args, **kwargs):
         super().__init__(config, *args, **kwargs)
         self.new_parameters: frozenset[str] = frozenset()
+        self.saves_code = True  # the Trainer keeps its checkpoints plain
 
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
@@ -74,17 +75,12 @@ class VLPPreTrainedModel(CarriesCode, PreTrainedModel):
         base.vision_model.train(self.training)
         self.config.vision_config = base.config.vision_config = base.vision_model.config
 
-    def save_pretrained(
-        self, save_directory, is_main_process: bool = True, state_dict: dict | None = None, **kwargs
-    ):
-        """Save as in transformers, with the code that `trust_remote_code=True` loads without this package.
-
-        The Trainer hands over a `state_dict`; its checkpoints stay plain.
-        """
+    def save_pretrained(self, save_directory, is_main_process: bool = True, **kwargs):
+        """Save as in transformers, with the code that `trust_remote_code=True` loads without this package."""
         # live names: a resumed Trainer reads the file as it is
         kwargs.setdefault("save_original_format", False)
-        kwargs.update(is_main_process=is_main_process, state_dict=state_dict)
-        if state_dict is not None:
+        kwargs.update(is_main_process=is_main_process)
+        if not self.saves_code:
             return super().save_pretrained(save_directory, **kwargs)
         self.config.auto_map = self._auto_map()
         try:

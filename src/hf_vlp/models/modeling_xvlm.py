@@ -217,15 +217,18 @@ class XVLMModel(XVLMPreTrainedModel):
 
     def compare(self, image_features: Tensor, text_features: Tensor) -> Tensor:
         """Contrastive logits of unit vectors (B, P), (R, P): (B, R)."""
-        if self.training:  # held in range while training, as in the official pretraining
-            with torch.no_grad():
-                self.temperature.clamp_(self.config.min_temperature, self.config.max_temperature)
         return contrastive_logits(image_features, text_features, self.temperature)
 
     def image_text_contrast(
         self, image_features: Tensor, text_features: Tensor, ids: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """ITC over the pairs of all processes, and the logits (R, R) of the pairs of this one."""
+        """ITC over the pairs of all processes, and the logits (R, R) of the pairs of this one.
+
+        While training, the temperature is held in its range, as in the official pretraining.
+        """
+        if self.training:
+            with torch.no_grad():
+                self.temperature.clamp_(self.config.min_temperature, self.config.max_temperature)
         logits = self.compare(image_features, text_features)
         official = self.config.official_gather_gradient
         gathered = self.compare(gather_rows(image_features, official), gather_rows(text_features, official))
@@ -304,6 +307,14 @@ class XVLMMatchingHead(XVLMHead):
         """
         return self.itm_head(self.model.fuse(text_embeds, attention_mask, key_values, cls_only=True)[:, 0])
 
+    def draw_negatives(self, logits: Tensor, ids: Tensor | None) -> tuple[Tensor, Tensor]:
+        """A wrong image for each text and a wrong text for each image (R,); none for the only pair of a batch
+        in evaluation, where the last batch is what is left.
+        """
+        if len(logits) == 1 and not self.training:
+            return logits.new_zeros(2, 0, dtype=torch.long).unbind()
+        return hard_negatives(logits, ids)
+
     def match_hard(
         self,
         concepts: VisualConcepts,
@@ -314,8 +325,8 @@ class XVLMMatchingHead(XVLMHead):
     ) -> Tensor:
         """Matching logits (3R, 2): each pair, each text with a wrong image, each image with a wrong text."""
         right = torch.arange(len(text_embeds), device=text_embeds.device)
-        texts = torch.cat([right, right, wrong_text])
-        concepts = concepts.select(torch.cat([right, wrong_image, right]))
+        texts = torch.cat([right, right[: len(wrong_image)], wrong_text])
+        concepts = concepts.select(torch.cat([right, wrong_image, right[: len(wrong_text)]]))
         fused = self.model.fuse(
             text_embeds[texts], mask[texts], concepts.key_values, concepts.mask, cls_only=True
         )
@@ -386,7 +397,7 @@ class XVLMForPreTraining(XVLMMatchingHead):
         loss_itc, logits = self.model.image_text_contrast(image_features, text_features, image_ids)
 
         if negative_image_index is None:
-            negative_image_index, negative_text_index = hard_negatives(logits, image_ids)
+            negative_image_index, negative_text_index = self.draw_negatives(logits, image_ids)
         itm_logits = self.match_hard(
             concepts, text_embeds, attention_mask, negative_image_index, negative_text_index
         )
@@ -469,7 +480,7 @@ class XVLMForRetrieval(XVLMMatchingHead):
         _check_ids(image_ids, input_ids)
         loss_itc, logits = self.model.image_text_contrast(**features, ids=image_ids)
         if negative_image_index is None:
-            negative_image_index, negative_text_index = hard_negatives(logits, image_ids)
+            negative_image_index, negative_text_index = self.draw_negatives(logits, image_ids)
         itm_logits = self.match_hard(
             concepts, text.last_hidden_state, attention_mask, negative_image_index, negative_text_index
         )

@@ -198,6 +198,14 @@ class VLPTrainer(Trainer):
                 )
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
+    def _save_checkpoint(self, model, trial):
+        """Checkpoints stay plain; what is saved or pushed by name carries its code."""
+        self.model.saves_code = False
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.model.saves_code = True
+
 
 class LossTerms:
     """Running sums of the fields `loss_*` of model outputs, on the device until the means are asked for."""

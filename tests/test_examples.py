@@ -1,6 +1,5 @@
 """The scripts in `examples/`: on shapes as a user runs them, on a user's own rows, up to the Hub's door."""
 
-import json
 import os
 import runpy
 import subprocess
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import datasets
 import pytest
+from own_data import write_karpathy, write_lines, write_photos, write_refer
 from transformers import AutoModel, AutoProcessor, BertConfig, BertForMaskedLM, PreTrainedModel, SwinModel
 
 from hf_vlp import XVLMProcessor
@@ -20,6 +20,11 @@ FEW_STEPS = ["--max_steps", "2", "--warmup_steps", "1", "--per_device_train_batc
 FEW_STEPS += ["--disable_tqdm", "true"]
 SCRIPTS = {"pretrain": "XVLMForPreTraining", "finetune_retrieval": "XVLMForRetrieval"}
 SCRIPTS |= {"finetune_grounding": "XVLMForGrounding"}
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
 
 
 def run(script: str, *arguments) -> str:
@@ -105,33 +110,10 @@ def test_predict_without_a_model_says_how_to_get_one(run_here, capsys):
 
 @pytest.fixture
 def official_files(tmp_path) -> Path:
-    """Twelve scenes as PNG files, annotated in the official layouts."""
-    regions = shapes_dataset("regions", "train", 12)
-    for i, row in enumerate(regions):
-        row["image"].save(tmp_path / f"{i}.png")
-    captions = regions["caption"]
-    lines = [{"image_rpath": f"{i}.png", "caption": text} for i, text in enumerate(captions)]
-    (tmp_path / "images.json").write_text("\n".join(map(json.dumps, lines)))
-    for i, (phrases, boxes) in enumerate(zip(regions["phrases"], regions["boxes"], strict=True)):
-        elems = [{"caption": phrase, "bb": box} for phrase, box in zip(phrases, boxes, strict=True)]
-        lines[i] = {"image_rpath": f"{i}.png", "elems": elems}
-    (tmp_path / "regions.json").write_text("\n".join(map(json.dumps, lines)))
-
-    karpathy = [
-        {"image": f"{i}.png", "caption": text, "image_id": f"i_{i}"} for i, text in enumerate(captions)
-    ]
-    (tmp_path / "train.json").write_text(json.dumps(karpathy))
-    karpathy = [{"image": f"{i}.png", "caption": [text]} for i, text in enumerate(captions)]
-    (tmp_path / "test.json").write_text(json.dumps(karpathy))
-
-    refs, instances = [], {"images": [], "annotations": []}
-    for i, row in enumerate(shapes_dataset("grounding", "train", 12)):
-        refs.append({"ref_id": i, "ann_id": i, "image_id": i, "sentences": [{"sent": row["text"]}]})
-        refs[-1]["split"] = "train" if i < 8 else "val"
-        instances["images"].append({"id": i, "file_name": f"{i}.png"})
-        instances["annotations"].append({"id": i, "image_id": i, "bbox": row["box"]})
-    (tmp_path / "refs.json").write_text(json.dumps(refs))
-    (tmp_path / "instances.json").write_text(json.dumps(instances))
+    write_photos(tmp_path)
+    write_lines(tmp_path / "images.json", tmp_path / "regions.json")
+    write_karpathy(tmp_path / "train.json", tmp_path / "test.json")
+    write_refer(tmp_path / "refs(unc).p", tmp_path / "instances.json")
     return tmp_path
 
 
@@ -152,7 +134,7 @@ def test_retrieval_on_official_files(official_files, pretrained, run_here):
 
 
 def test_grounding_on_official_files(official_files, pretrained, run_here):
-    files = ["--refs", official_files / "refs.json", "--instances", official_files / "instances.json"]
+    files = ["--refs", official_files / "refs(unc).p", "--instances", official_files / "instances.json"]
     options = [*own_options(official_files, pretrained), "--image-size", "96"]
     assert " of 4 texts" in run_here("finetune_grounding", *files, *options)
     processor = AutoProcessor.from_pretrained(official_files / "out")

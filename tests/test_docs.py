@@ -1,0 +1,129 @@
+"""README and docs: every Python block runs, in small; commands, links and anchors exist."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import datasets
+import pytest
+from own_data import write_karpathy, write_lines, write_photos, write_refer
+from test_data_nlvr import SCENE, draw
+from transformers import BertConfig, BertForMaskedLM, SwinConfig, SwinModel
+from typer.testing import CliRunner
+
+from hf_vlp import (
+    VLPTextConfig,
+    XVLMConfig,
+    XVLMForGrounding,
+    XVLMForPreTraining,
+    XVLMImageProcessor,
+    XVLMProcessor,
+)
+from hf_vlp.cli import app
+from hf_vlp.data.shapes import vocabulary
+from hf_vlp.quickstart import shapes_rows, tiny_config, tiny_processor, word_tokenizer
+from hf_vlp.training import VLPTrainingArguments
+
+ROOT = Path(__file__).parents[1]
+PAGES = {str(page.relative_to(ROOT)): page for page in [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]}
+TEXT = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32}
+SWIN = SwinConfig(image_size=224, embed_dim=4, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2], window_size=7)
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+
+
+@pytest.fixture(scope="module")
+def user_folder(tmp_path_factory) -> Path:
+    """Small stand-ins under the names that the pages use."""
+    folder = tmp_path_factory.mktemp("user")
+    rows = shapes_rows(0)
+    processor = tiny_processor(rows)
+    for model_class, name in ((XVLMForPreTraining, "pretrained"), (XVLMForGrounding, "grounding")):
+        model_class(tiny_config(processor)).save_pretrained(folder / "quickstart" / name)
+        processor.save_pretrained(folder / "quickstart" / name)
+    rows.test_grounding[0]["image"].save(folder / "quickstart" / "scene.png")
+
+    tokenizer = word_tokenizer(vocabulary())
+    text = VLPTextConfig(vocab_size=len(tokenizer), num_text_layers=1, num_fusion_layers=1, **TEXT)
+    XVLMForPreTraining(XVLMConfig(vision_config=SWIN, text_config=text)).save_pretrained(folder / "xvlm-base")
+    XVLMProcessor(XVLMImageProcessor(), tokenizer).save_pretrained(folder / "xvlm-base")
+    SwinModel(SWIN).save_pretrained(folder / "microsoft" / "swin-base-patch4-window7-224-in22k")
+    bert = BertConfig(vocab_size=len(tokenizer), num_hidden_layers=12, **TEXT)
+    BertForMaskedLM(bert).save_pretrained(folder / "bert-base-uncased")
+
+    write_photos(folder / "photos")
+    write_lines(folder / "lines" / "images" / "0.json", folder / "lines" / "regions.json")
+    write_karpathy(folder / "finetune" / "coco_train.json", folder / "finetune" / "coco_test.json")
+    write_refer(folder / "refcoco+" / "refs(unc).p", folder / "refcoco+" / "instances.json")
+    write_nlvr(folder / "nlvr" / "dev")
+    return folder
+
+
+def write_nlvr(split: Path) -> None:
+    (split / "images" / "1").mkdir(parents=True)
+    draw(SCENE, 0).save(split / "images" / "1" / "dev-1-0-0.png")
+    example = {"sentence": "There is a tower.", "label": "true", "identifier": "1-0", "directory": "1"}
+    (split / "dev.json").write_text(json.dumps(example | {"structured_rep": SCENE}))
+
+
+@pytest.fixture
+def short_training(monkeypatch):
+    """Two steps of four rows, whatever a page asks for."""
+    set_up = VLPTrainingArguments.__post_init__
+
+    def shorten(self):
+        self.max_steps, self.per_device_train_batch_size, self.per_device_region_batch_size = 2, 4, 2
+        self.use_cpu, self.bf16, self.disable_tqdm = True, False, True
+        set_up(self)
+
+    monkeypatch.setattr(VLPTrainingArguments, "__post_init__", shorten)
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_python_blocks_run(name, user_folder, tmp_path, monkeypatch, short_training):
+    code = blocks(PAGES[name], "python")
+    if not code:
+        pytest.skip("no Python on this page")
+    folder = tmp_path / "user"
+    shutil.copytree(user_folder, folder)
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    names: dict = {}
+    for block in code:
+        exec(compile(block, name, "exec"), names)
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_commands_exist(name):
+    for line in "".join(blocks(PAGES[name], "bash")).replace("\\\n", " ").splitlines():
+        for script in re.findall(r"\b(?:examples|benchmarks|tests)/\S+", line):
+            assert (ROOT / script).exists(), script
+        for command in re.findall(r"hf-vlp ((?:[a-z]+ ?)+)", line):
+            words = [word for word in command.split() if word in ("quickstart", "convert", "xvlm")]
+            page = CliRunner().invoke(app, [*words, "--help"], terminal_width=200)
+            assert page.exit_code == 0 and words, command
+            for option in re.findall(r"--[a-z-]+", line.partition("hf-vlp")[2]):
+                assert option in page.output, f"{option} in {line}"
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_links_lead_somewhere(name):
+    page = PAGES[name]
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        if target.startswith("http"):
+            continue
+        path, _, anchor = target.partition("#")
+        linked = page.parent / path if path else page
+        assert linked.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", linked.read_text(encoding="utf-8"), flags=re.M)
+            assert anchor in {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings}, target
+
+
+def test_every_page_is_in_the_table_of_contents():
+    contents = re.search(r"```{toctree}\n(.*?)```", PAGES["docs/index.md"].read_text(), flags=re.S)[1]
+    listed = {line for line in contents.split() if not line.startswith(":")}
+    assert {page.stem for page in (ROOT / "docs").glob("*.md")} - {"index"} == listed

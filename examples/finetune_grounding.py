@@ -87,7 +87,7 @@ if options.model:
     if options.image_size:
         processor.image_processor.size = {"height": options.image_size, "width": options.image_size}
 else:
-    processor = tiny_processor(shapes)
+    processor = tiny_processor(shapes.words, shapes.image_size)
     model = XVLMForGrounding(tiny_config(processor))
 
 # 4. Training; photos are cropped and mirrored together with their boxes

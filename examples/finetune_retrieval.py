@@ -85,7 +85,7 @@ if options.model:
     if options.image_size:
         processor.image_processor.size = {"height": options.image_size, "width": options.image_size}
 else:
-    processor = tiny_processor(shapes)
+    processor = tiny_processor(shapes.words, shapes.image_size)
     model = XVLMForRetrieval(tiny_config(processor))
 
 # 4. Training

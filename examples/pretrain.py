@@ -19,7 +19,7 @@ from pathlib import Path
 import datasets
 from transformers import AutoTokenizer, HfArgumentParser, set_seed
 
-from hf_vlp import XVLMForPreTraining, XVLMImageProcessor, XVLMProcessor
+from hf_vlp import XVLMForPreTraining, XVLMProcessor
 from hf_vlp.data.collators import ImageTextCollator, RegionCollator
 from hf_vlp.data.mixing import MixedCollator, MixedDataset
 from hf_vlp.data.readers import read_image_text, read_regions
@@ -55,9 +55,6 @@ parser = argparse.ArgumentParser(
 parser.add_argument("--model", help="folder or Hub name to start from; without it a tiny new model")
 parser.add_argument("--vision", help="vision model to start from, with --text")
 parser.add_argument("--text", help="BERT to start from")
-parser.add_argument(
-    "--patch-size", type=int, default=32, help="pixels a side of its image tokens: 32 of Swin"
-)
 parser.add_argument("--images", nargs="+", help="JSON lines, a saved Dataset, or parquet files of images")
 parser.add_argument("--regions", nargs="+", help="the same of regions")
 parser.add_argument("--image-root", help="folder of the images that JSON lines name")
@@ -88,14 +85,9 @@ if options.model:
     model = XVLMForPreTraining.from_pretrained(options.model)
 elif options.vision:
     model = XVLMForPreTraining.from_backbones(options.vision, options.text)
-    side = model.config.vision_config.image_size
-    processor = XVLMProcessor(
-        XVLMImageProcessor(size={"height": side, "width": side}),
-        AutoTokenizer.from_pretrained(options.text),
-        patch_size=options.patch_size,
-    )
+    processor = XVLMProcessor.from_config(model.config, AutoTokenizer.from_pretrained(options.text))
 else:
-    processor = tiny_processor(shapes)
+    processor = tiny_processor(shapes.words, shapes.image_size)
     model = XVLMForPreTraining(tiny_config(processor))
 
 # 4. Training; a batch is of one kind and goes to that kind's collator. Regions with equal texts ("a red

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import IMAGE_SIZE, TRUNKS, tiny_config, tiny_processor
+from tiny import IMAGE_SIZE, TRUNKS, tiny_config, tiny_processor, tiny_tokenizer
 from transformers import BertConfig, BertForMaskedLM, ResNetConfig, SwinConfig, SwinModel, ViTModel
 
 import hf_vlp
@@ -280,6 +280,25 @@ def test_boxes_come_back_in_pixels(x, y, w, h):
     torch.testing.assert_close(
         boxes, torch.tensor([[x, y, x + w, y + h]], dtype=torch.float), atol=1e-4, rtol=0
     )
+
+
+@pytest.mark.parametrize("name", ["swin", "vit"])
+def test_processor_from_config(name, tmp_path):
+    processor = hf_vlp.XVLMProcessor.from_config(tiny_config(name), tiny_tokenizer(), max_words=3)
+    assert processor.image_processor.size == {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+    assert (processor.patch_size, processor.max_words) == (16, 3)
+    processor.save_pretrained(tmp_path)
+    larger = hf_vlp.XVLMProcessor.from_pretrained(tmp_path, image_size=64)
+    assert larger(images=[np.zeros((5, 9, 3), np.uint8)]).pixel_values.shape == (1, 3, 64, 64)
+    assert larger.encode_regions([[[0, 0, 1, 1]]], [(2, 2)])["region_patch_mask"].shape == (1, 16)
+
+
+def test_processor_from_a_config_that_does_not_tell():
+    with pytest.raises(ValueError, match="stride"):
+        hf_vlp.XVLMProcessor.from_config(tiny_config("timm"), tiny_tokenizer())
+    resnet = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
+    with pytest.raises(ValueError, match="image size"):
+        hf_vlp.XVLMProcessor.from_config(hf_vlp.XVLMConfig(vision_config=resnet), tiny_tokenizer())
 
 
 # Bad input to the models

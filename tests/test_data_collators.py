@@ -16,6 +16,7 @@ from hf_vlp.data.collators import (
     GroundingCollator,
     ImageTextCollator,
     RegionCollator,
+    RegionGroundingCollator,
     RetrievalCollator,
     stable_id,
 )
@@ -190,6 +191,15 @@ def test_grounding_batch(processor):
     torch.testing.assert_close(batch["target_boxes"], torch.tensor([[0.2, 0.2, 0.2, 0.2]]).expand(3, 4))
     drawn = GroundingCollator(processor=processor)(rows)["target_boxes"]
     assert (drawn[:, 2:] >= 0.2 - 1e-6).all()  # a crop can only make the box larger
+
+
+def test_several_texts_per_image_for_grounding(processor):
+    """Regions without their captions, as many texts per image as there are regions."""
+    batch = RegionGroundingCollator(processor=processor, augment=False, max_regions=2)(region_rows(3))
+    names = {"pixel_values", "input_ids", "attention_mask", "target_boxes", "region_image_index"}
+    assert set(batch) == names and batch["region_image_index"].tolist() == [0, 0, 1, 1, 2, 2]
+    assert batch["target_boxes"].shape == (6, 4) and (batch["target_boxes"] < 1).all()
+    assert "one mat" not in decode(processor, batch)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

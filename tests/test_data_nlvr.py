@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from hf_vlp.data.nlvr import picture_objects, read_nlvr, unique_phrases
-from hf_vlp.data.transforms import load_image
+from hf_vlp.images import load_image
 
 RGB = {"black": (0, 0, 0), "yellow": (255, 255, 0), "blue": (0, 153, 255)}
 GREY = (211, 211, 211)

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from hf_vlp.data.collators import GroundingCollator, ImageTextCollator, RegionCollator, RetrievalCollator
 from hf_vlp.data.readers import read_image_text, read_refcoco, read_regions, read_retrieval
-from hf_vlp.data.transforms import load_image
+from hf_vlp.images import load_image
 
 
 @pytest.fixture(autouse=True)

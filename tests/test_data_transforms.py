@@ -13,16 +13,15 @@ from PIL import Image
 from hf_vlp.data.transforms import (
     COLOUR_OPERATIONS,
     SHAPE_OPERATIONS,
-    BadImageError,
     box_keeping_crop,
     boxes_in_crop,
     check_boxes,
     flip_boxes,
-    load_image,
     names_a_side,
     random_augment,
     random_resized_crop,
 )
+from hf_vlp.images import BadImageError, load_image
 
 seeds = st.integers(0, 10**6)
 

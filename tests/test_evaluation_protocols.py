@@ -1,5 +1,7 @@
 """Protocols: the fast way equals the plain one, bad rows are named."""
 
+import io
+
 import pytest
 import torch
 from data_fixtures import picture
@@ -209,6 +211,20 @@ def test_grounding(processor, monkeypatch):
         expected = torch.tensor(corners).clamp(min=0).minimum(torch.tensor([width, height] * 2))
         torch.testing.assert_close(box, expected, atol=1e-3, rtol=0)
     assert result.accuracy == (result.ious >= 0.5).double().mean().item()
+
+
+def test_rows_with_encoded_images(processor):
+    """What readers return is decoded on the way, and a broken image named."""
+    model, rows = loud(XVLMForGrounding(tiny_config())), grounding_rows()
+    expected = evaluate_grounding(model, processor, rows)
+    for row in rows:
+        buffer = io.BytesIO()
+        row["image"].save(buffer, "PNG")
+        row["image"] = {"bytes": buffer.getvalue(), "path": "scene.png"}
+    assert torch.equal(evaluate_grounding(model, processor, rows).boxes, expected.boxes)
+    rows[0]["image"]["bytes"] = b"no image"
+    with pytest.raises(ValueError, match="scene.png"):
+        evaluate_grounding(model, processor, rows)
 
 
 def test_a_perfect_pointer(processor):

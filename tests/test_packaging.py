@@ -14,7 +14,7 @@ import hf_vlp
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "hf_vlp"
 FILES = sorted(PACKAGE.rglob("*.py"))
-THIRD_PARTY_OF_MODELS = {"torch", "torchvision", "transformers", "timm", "numpy", "PIL", "huggingface_hub"}
+THIRD_PARTY_OF_MODELS = {"torch", "torchvision", "transformers", "tokenizers", "huggingface_hub"}
 
 
 def imported_modules(path: Path) -> set[str]:

@@ -9,11 +9,24 @@ from .models.processing_xvlm import XVLMProcessor
 
 register()
 
+
+def __getattr__(name: str):
+    """The Trainer's classes on first use: they bring `datasets` and `accelerate`, which prediction does not
+    need."""
+    if name in ("VLPTrainer", "VLPTrainingArguments"):
+        from . import training
+
+        return getattr(training, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 __version__ = "0.1.0"
 __all__ = [
     "AutoModelForGrounding",
     "AutoModelForRetrieval",
     "VLPTextConfig",
+    "VLPTrainer",
+    "VLPTrainingArguments",
     "XVLMConfig",
     "XVLMForGrounding",
     "XVLMForPreTraining",

@@ -132,10 +132,10 @@ def word_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
 
 
-def tiny_processor(rows: Rows) -> XVLMProcessor:
-    """A processor for the tiny model: square images, a word-level tokenizer."""
-    size = {"height": rows.image_size, "width": rows.image_size}
-    return XVLMProcessor(XVLMImageProcessor(size=size), word_tokenizer(rows.words), patch_size=STRIDE)
+def tiny_processor(words: Iterable[str], image_size: int) -> XVLMProcessor:
+    """A processor for the tiny model: square images of `image_size` pixels, a token for each of `words`."""
+    size = {"height": image_size, "width": image_size}
+    return XVLMProcessor(XVLMImageProcessor(size=size), word_tokenizer(words), patch_size=STRIDE)
 
 
 def tiny_config(processor: XVLMProcessor) -> XVLMConfig:
@@ -166,7 +166,7 @@ def run(
     set_seed(seed)
 
     _heading(1, f"Pre-train a tiny X-VLM from scratch on images and regions: {rows.name}")
-    processor = tiny_processor(rows)
+    processor = tiny_processor(rows.words, rows.image_size)
     pretrained = XVLMForPreTraining(tiny_config(processor))
     pretraining_log = _pretrain(pretrained, processor, rows, out / "pretrained", seed)
 
@@ -242,7 +242,6 @@ def _train(model, processor, dataset, collator, folder: Path, seed: int, schedul
         lr_scheduler_type="cosine",
         logging_steps=20,
         save_strategy="no",
-        dataloader_pin_memory=torch.cuda.is_available(),
         seed=seed,
         **schedule,
     )

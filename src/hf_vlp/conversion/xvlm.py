@@ -14,7 +14,6 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, SwinConfig
 
 from ..models.configuration_text import VLPTextConfig
 from ..models.configuration_xvlm import XVLMConfig
-from ..models.image_processing_xvlm import XVLMImageProcessor
 from ..models.modeling_xvlm import XVLMForGrounding, XVLMForPreTraining, XVLMForRetrieval, XVLMHead
 from ..models.processing_xvlm import XVLMProcessor
 from .keys import KeyReport, load_into, read_state_dict, rename_keys
@@ -266,7 +265,4 @@ def _processor(config: XVLMConfig, tokenizer: PreTrainedTokenizerBase) -> XVLMPr
             f"{config.text_config.vocab_size}; give the "
             "tokenizer that the text encoder was trained with"
         )
-    size = config.vision_config.image_size
-    stride = config.vision_config.patch_size * 2 ** (len(config.vision_config.depths) - 1)
-    image_processor = XVLMImageProcessor(size={"height": size, "width": size})
-    return XVLMProcessor(image_processor, tokenizer, patch_size=stride)
+    return XVLMProcessor.from_config(config, tokenizer)

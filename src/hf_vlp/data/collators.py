@@ -29,18 +29,16 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 from transformers import PreTrainedTokenizerBase
 
+from ..images import BadImageError, image_name, load_image
 from .masking import WholeWordMasking
 from .transforms import (
     COLOUR_OPERATIONS,
     SHAPE_OPERATIONS,
-    BadImageError,
     as_texts,
     box_keeping_crop,
     boxes_in_crop,
     check_boxes,
     flip_boxes,
-    image_name,
-    load_image,
     names_a_side,
     random_augment,
     random_resized_crop,
@@ -286,6 +284,27 @@ class RegionCollator(Collator):
             number = {text: i for i, text in enumerate(dict.fromkeys(texts))}
             batch["image_ids"] = torch.tensor([number[text] for text in texts])  # (R,)
         return batch
+
+
+@dataclass(kw_only=True)
+class RegionGroundingCollator(RegionCollator):
+    """Region rows → grounding batch of several texts per image, as in the domain pretraining before RefCOCO+:
+    pixel_values (n, 3, H, W); input_ids, attention_mask (R, L), target_boxes (R, 4), region_image_index (R,).
+
+    Captions of whole images are left out, regions chosen as by `RegionCollator`.
+    """
+
+    def _regions(
+        self, row: Row, image: Image.Image, rng: random.Random
+    ) -> tuple[Image.Image, list[tuple[np.ndarray, str, bool]]]:
+        return super()._regions({**row, "caption": None}, image, rng)
+
+    def _encode(
+        self, images: list[Image.Image], pairs: list[tuple[int, np.ndarray, str, bool]], rng: random.Random
+    ) -> dict[str, Tensor]:
+        batch = super()._encode(images, pairs, rng)
+        names = ("pixel_values", "input_ids", "attention_mask", "target_boxes", "region_image_index")
+        return {name: batch[name] for name in names}
 
 
 @dataclass(kw_only=True)

@@ -1,4 +1,4 @@
-"""Images at the border, and the augmentation of X-VLM's training (arXiv 2111.08276): crops that keep a box
+"""The augmentation of X-VLM's training (arXiv 2111.08276): crops that keep a box
 whole, flips that respect the words left and right, RandomAugment.
 
 Images are PIL; boxes are float arrays (r, 4) of [x, y, w, h] in pixels, x right, y down. The resize to the
@@ -6,7 +6,6 @@ model's square is the processor's. Every draw comes from the `random.Random` tha
 collators make one per batch (see `hf_vlp.data.collators`), so that nothing depends on the state of a process.
 """
 
-import io
 import math
 import random
 import re
@@ -22,46 +21,6 @@ Crop = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels, x1 and y1 exclusiv
 SIDE_WORD = re.compile(r"\b(left|right)(most|hand|ward|wards)?\b", re.IGNORECASE)
 COLOUR_OPERATIONS = ("identity", "autocontrast", "equalize", "brightness", "sharpness")
 SHAPE_OPERATIONS = ("shear_x", "shear_y", "translate_x", "translate_y", "rotate")
-
-
-class BadImageError(ValueError):
-    """An image that cannot be read; the message names it."""
-
-
-def image_name(image: Any) -> str:
-    """What to call the image of a row in a message: its path where it has one."""
-    if isinstance(image, dict):
-        return image.get("path") or f"image of {len(image.get('bytes') or b'')} bytes"
-    return str(image) if isinstance(image, (str, Image.Image)) else repr(image)
-
-
-def load_image(image: Any) -> Image.Image:
-    """A PIL image, a path, or the {"bytes", "path"} of an undecoded `datasets.Image` column → PIL image in
-    RGB.
-
-    RGBA, L, P and CMYK are converted. Raises BadImageError, naming the image, if it is missing, corrupt or
-    cut off.
-    """
-    try:
-        if isinstance(image, dict):
-            image_file = io.BytesIO(image["bytes"]) if image.get("bytes") else image["path"]
-            return Image.open(image_file).convert("RGB")
-        if isinstance(image, Image.Image):
-            return image.convert("RGB")
-        return Image.open(image).convert("RGB")
-    # PIL reports broken files in all these ways, depending on the format and on where the damage lies.
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        TypeError,
-        AttributeError,
-        Image.DecompressionBombError,
-    ) as error:
-        raise BadImageError(
-            f"image {image_name(image)} cannot be read ({error}); repair or remove it, or build the collator "
-            'with on_bad_image="skip"'
-        ) from error
 
 
 def as_texts(texts: Any) -> list[str]:

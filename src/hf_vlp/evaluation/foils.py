@@ -8,7 +8,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
 
-from .inference import batched, evaluating, number_of, to_model
+from .inference import batched, evaluating, images_of, number_of, to_model
 from .metrics import foil_accuracy
 
 DECIMALS = 5  # what float32 can tell apart; beyond it, equal texts differ by their place in the batch
@@ -38,7 +38,7 @@ def evaluate_foils(
     scores = []
     with evaluating(model), tqdm(total=number_of(rows), desc="foils", disable=not progress) as bar:
         for batch in batched(rows, batch_size):
-            images = processor(images=[row["image"] for row in batch], return_tensors="pt")
+            images = processor(images=images_of(batch), return_tensors="pt")
             texts = processor(
                 text=[row[kind] for row in batch for kind in ("caption", "foil")], return_tensors="pt"
             )

@@ -12,7 +12,7 @@ from torchvision.ops import box_convert
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
 
-from .inference import batched, evaluating, number_of, to_model
+from .inference import batched, evaluating, images_of, number_of, to_model
 from .metrics import grounding_accuracy, paired_box_iou
 
 
@@ -75,14 +75,15 @@ def random_object_accuracy(rows: Iterable[dict]) -> float:
 
 def _predict(model, processor, batch: list[dict]) -> Tensor:
     """Boxes (R, 4) x1, y1, x2, y2 in pixels on the CPU."""
-    contents = [(row["image"].mode, row["image"].size, row["image"].tobytes()) for row in batch]
-    images = {content: row["image"] for content, row in zip(contents, batch, strict=True)}
-    place = {content: i for i, content in enumerate(images)}
-    pixels = processor(images=list(images.values()), return_tensors="pt")
+    images = images_of(batch)
+    contents = [(image.size, image.tobytes()) for image in images]
+    distinct = dict(zip(contents, images, strict=True))
+    place = {content: i for i, content in enumerate(distinct)}
+    pixels = processor(images=list(distinct.values()), return_tensors="pt")
     texts = processor(text=[row["text"] for row in batch], return_tensors="pt")
     region_image_index = torch.tensor([place[content] for content in contents], device=model.device)
     output = model(**to_model(pixels, model), **to_model(texts, model), region_image_index=region_image_index)
-    sizes = [row["image"].size[::-1] for row in batch]  # (height, width)
+    sizes = [(image.height, image.width) for image in images]
     return processor.post_process_boxes(output.pred_boxes.float().cpu(), sizes)
 
 

@@ -5,8 +5,11 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 
 import torch
+from PIL import Image
 from torch import Tensor
 from transformers import BatchFeature, PreTrainedModel
+
+from ..images import load_image
 
 
 @contextlib.contextmanager
@@ -33,6 +36,15 @@ def batched(rows: Iterable, size: int) -> Iterator[list]:
     iterator = iter(rows)
     while batch := list(islice(iterator, size)):
         yield batch
+
+
+def images_of(rows: Iterable[dict]) -> list[Image.Image]:
+    """The rows' images in RGB, decoded where a reader left them encoded.
+
+    Raises:
+        BadImageError: an image that cannot be read, named.
+    """
+    return [load_image(row["image"]) for row in rows]
 
 
 def number_of(rows: Iterable) -> int | None:

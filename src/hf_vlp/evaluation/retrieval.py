@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
 
-from .inference import batched, evaluating, number_of, to_model
+from .inference import batched, evaluating, images_of, number_of, to_model
 from .metrics import retrieval_recall
 
 UNSCORED = -100.0  # score of a pair outside the shortlist, as in the official code
@@ -112,7 +112,7 @@ def _encode_images(
     with tqdm(total=number_of(rows), desc="images", disable=not progress) as bar:
         for batch in batched(rows, batch_size):
             captions += [_captions(row, len(captions) + i) for i, row in enumerate(batch)]
-            pixels = processor(images=[row["image"] for row in batch], return_tensors="pt")
+            pixels = processor(images=images_of(batch), return_tensors="pt")
             output = model.get_image_features(**to_model(pixels, model))
             embeds.append(output.last_hidden_state)
             features.append(output.pooler_output)

@@ -57,6 +57,19 @@ def trunk_image_size(config: PreTrainedConfig) -> int | None:
     return size[0] if isinstance(size, (list, tuple)) else size
 
 
+def trunk_stride(config: PreTrainedConfig) -> int:
+    """Side in pixels of the square that one token of a trunk stands for.
+
+    Raises:
+        ValueError: the config does not tell, as that of timm models and CNNs.
+    """
+    if "patch_size" not in config:
+        raise ValueError(
+            f"vision_config of type {config.model_type} does not tell its stride; give it as patch_size"
+        )
+    return config.patch_size * 2 ** (len(config.depths) - 1 if config.model_type == "swin" else 0)
+
+
 def _build_trunk(config: PreTrainedConfig) -> nn.Module:
     if type(config) not in MODEL_MAPPING:
         raise ValueError(
@@ -122,10 +135,8 @@ def _resized_config(config: PreTrainedConfig, image_size: int) -> PreTrainedConf
             "vision models only; build the model with the wanted size instead"
         )
     resized = copy.deepcopy(config)
-    resized.image_size = image_size
-    stride = config.patch_size
+    resized.image_size, stride = image_size, trunk_stride(config)
     if config.model_type == "swin":
-        stride *= 2 ** (len(config.depths) - 1)
         resized.window_size, rest = divmod(config.window_size * image_size, old_size)
         if rest:
             raise ValueError(

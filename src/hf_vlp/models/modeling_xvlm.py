@@ -70,7 +70,8 @@ class XVLMPreTrainedModel(VLPPreTrainedModel):
     config: XVLMConfig
     config_class = XVLMConfig
     _keys_to_ignore_on_load_unexpected = [
-        r"(^|\.)(lm_head|itm_head|bbox_head|image_projection|text_projection)\."
+        r"(^|\.)(lm_head|itm_head|bbox_head|image_projection|text_projection)\.",
+        r"(^|\.)temperature$",
     ]
 
     @torch.no_grad()

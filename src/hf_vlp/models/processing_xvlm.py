@@ -14,7 +14,9 @@ from torchvision.ops import box_convert, clip_boxes_to_image
 from transformers import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 
+from .backbones import trunk_image_size, trunk_stride
 from .boxes import patch_mask
+from .image_processing_xvlm import XVLMImageProcessor
 
 _DELETED = re.compile(r"[,.'!?\"()*#:;~]")
 _SPACES = re.compile(r"\s{2,}")
@@ -48,6 +50,30 @@ class XVLMProcessor(ProcessorMixin):
         self.max_tokens = max_tokens
         self.patch_size = patch_size
         super().__init__(image_processor, _cls_only(tokenizer))
+
+    @classmethod
+    def from_config(cls, config, tokenizer, **kwargs) -> "XVLMProcessor":
+        """The processor that fits a model of `config` (an `XVLMConfig`) and its `tokenizer`.
+
+        Raises:
+            ValueError: the trunk tells no image size or stride, as timm's do not: build the processor by
+            hand.
+        """
+        size = trunk_image_size(config.vision_config)
+        if size is None:
+            raise ValueError(
+                f"vision_config of type {config.vision_config.model_type} tells no image size; use "
+                f"XVLMProcessor(...)"
+            )
+        image_processor = XVLMImageProcessor(size={"height": size, "width": size})
+        return cls(image_processor, tokenizer, patch_size=trunk_stride(config.vision_config), **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, *args, image_size: int | None = None, **kwargs) -> "XVLMProcessor":
+        """Load as in transformers; `image_size` (pixels) as in `from_pretrained` of the models."""
+        if image_size is not None:
+            kwargs["size"] = {"height": image_size, "width": image_size}
+        return super().from_pretrained(*args, **kwargs)
 
     @property
     def unused_input_names(self) -> list[str]:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+import torch
 from transformers import TrainingArguments
 
 
@@ -38,6 +39,10 @@ class VLPTrainingArguments(TrainingArguments):
     )
     report_to: None | str | list[str] = field(
         default="none", metadata={"help": "Services to report logs to."}
+    )
+    dataloader_pin_memory: bool = field(
+        default_factory=torch.cuda.is_available,
+        metadata={"help": "Pin memory; by default where there is a GPU."},
     )
     new_parameter_lr_multiplier: float = field(
         default=1.0, metadata={"help": "Factor on the learning rate of parameters that no checkpoint held."}

@@ -70,7 +70,7 @@ def test_missing_checkpoint_ends_with_one_line_and_no_output(monkeypatch, tmp_pa
 
 @pytest.mark.parametrize(
     ("arguments", "word"),
-    [(["--data", "nlvr"], "PATH"), (["somewhere"], "nlvr"), (["--data", "nlvr", "nowhere"], "nowhere")],
+    [(["--data", "nlvr"], "folder"), (["somewhere"], "nlvr"), (["--data", "nlvr", "nowhere"], "nowhere")],
 )
 def test_quickstart_refuses_what_does_not_fit(arguments, word, monkeypatch, tmp_path):
     code = run_main(monkeypatch, "quickstart", "--out", str(tmp_path / "out"), *arguments)

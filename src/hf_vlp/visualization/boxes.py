@@ -56,11 +56,17 @@ def draw_boxes(
 
 
 def _label_place(text, box, size, used) -> tuple[float, float, float, float]:
-    """Above the box, or below it when the image's edge or another label is in the way."""
+    """Above the box or below it, else within it, where the image has room and no other label stands."""
     width, height = text[2] - text[0] + 2 * PADDING, text[3] - text[1] + 2 * PADDING
     left = max(min(box[0], size[0] - width), 0)
-    top = box[1] - height
-    in_the_way = (left < u[2] and u[0] < left + width and top < u[3] and u[1] < top + height for u in used)
-    if top < 0 or any(in_the_way):
-        top = min(box[3], size[1] - height)
-    return left, top, left + width, top + height
+    places = [
+        (left, top, left + width, top + height) for top in (box[1] - height, box[3], box[1], box[3] - height)
+    ]
+    return next(
+        (p for p in places if p[1] >= 0 and p[3] <= size[1] and not any(_overlap(p, u) for u in used)),
+        places[2],
+    )
+
+
+def _overlap(a, b) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]

@@ -1,0 +1,157 @@
+"""Speed of re-ranking: keys and values once per image and texts side by side, against pair by pair.
+
+The base model at 384 pixels scores texts with images, random weights and all. Prints the tables of
+docs/benchmarks.md:
+
+    python benchmarks/xvlm_reranking.py
+
+I: images, T: texts, L: text length, S: image tokens, W: image width, D: text width.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from hf_vlp import XVLMConfig, XVLMForRetrieval
+from hf_vlp.evaluation.retrieval import TextEmbeds, rerank
+
+PADDED_LENGTH = 40  # of every text in the official evaluation
+TOLERANCE = {"float32": 1e-4, "bfloat16": 0.05, "float16": 0.01}
+IMAGES, TEXTS = (1, 2, 4), (64, 128, 256)  # of the table of growth
+
+
+def build_model(device: str, dtype: torch.dtype) -> XVLMForRetrieval:
+    """The base model for images of 384 pixels."""
+    swin = XVLMConfig().vision_config.to_dict() | {"image_size": 384, "window_size": 12}
+    return XVLMForRetrieval(XVLMConfig(vision_config=swin)).eval().to(device, dtype)
+
+
+def encode_texts(model: XVLMForRetrieval, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """Text embeds (T, 40, D) and attention mask (T, 40) of random texts of those lengths in word pieces."""
+    mask = (torch.arange(PADDED_LENGTH) < lengths[:, None]).long().to(model.device)
+    ids = torch.randint(1000, 30522, mask.shape, device=model.device)  # the words of BERT's vocabulary
+    ids[:, 0] = 101  # [CLS]
+    return model.get_text_features(ids * mask, mask).last_hidden_state, mask
+
+
+def caption_lengths(count: int) -> Tensor:
+    """Word pieces with [CLS], like those of COCO's captions: mean about 12, from 8 to 25."""
+    return (12 + 2.5 * torch.randn(count)).round().clamp(8, 25).long()
+
+
+def pair_by_pair(model: XVLMForRetrieval, images: Tensor, texts: Tensor, mask: Tensor) -> Tensor:
+    """Match logits (I, T) the official way: an image at a time, a copy of it for each of its texts.
+
+    Every copy's keys and values are projected, and all slots of a text pass every layer.
+    """
+    fusion = model.model.fusion_model
+    text_mask = (1 - mask[:, None, None].to(texts.dtype)) * -10000.0  # (T, 1, 1, L), added to the scores
+    scores = []
+    for image in images:
+        copies = image.repeat(len(texts), 1, 1)  # (T, S, W)
+        states = texts
+        for layer, project in zip(fusion.layer, fusion.image_key_values, strict=True):
+            states = layer(states, text_mask, project(copies))
+        scores.append(model.itm_head(states[:, 0])[:, 1])
+    return torch.stack(scores).float()
+
+
+def written_out(model: XVLMForRetrieval, images: Tensor, texts: Tensor, mask: Tensor) -> Tensor:
+    """`pair_by_pair` with attention as the official code has it: products and softmax one by one."""
+    model.set_attn_implementation("eager")
+    scores = pair_by_pair(model, images, texts, mask)
+    model.set_attn_implementation("sdpa")
+    return scores
+
+
+def side_by_side(model: XVLMForRetrieval, images: Tensor, texts: Tensor, mask: Tensor) -> Tensor:
+    """Match logits (I, T) as `evaluate_retrieval` computes them."""
+    lengths = mask.sum(dim=1)
+    unpadded = TextEmbeds(texts[mask.bool()], lengths.cumsum(0) - lengths, lengths)
+    return rerank(model, images, unpadded, mask.new_ones(len(images), len(texts), dtype=torch.bool))
+
+
+def seconds(work: Callable[[], Tensor]) -> float:
+    """Wall time of one call."""
+    start = time.perf_counter()
+    work().cpu()  # waits for a GPU
+    return time.perf_counter() - start
+
+
+def check_scores(model: XVLMForRetrieval, images: Tensor, texts: Tensor, mask: Tensor, tolerance: float):
+    """Assert that both ways give equal scores, and say how much scores vary."""
+    expected, found = (way(model, images, texts, mask) for way in (written_out, side_by_side))
+    difference = float((found - expected).abs().max())
+    print(
+        f"Largest difference of scores {difference:.0e}; from text to text they vary by "
+        f"{float(expected.std(dim=1).mean()):.0e}, from image to image by {float(expected.std(dim=0).mean()):.0e}."
+    )
+    assert difference < tolerance, f"the two ways differ by {difference}"
+
+
+def print_speeds(ways: dict[str, Callable[[], Tensor]], pairs: int, rounds: int):
+    """Pairs per second of each way, measured in turn, and how often the first way fits into it."""
+    times = [{name: seconds(work) for name, work in ways.items()} for _ in range(rounds)]
+    official = next(iter(ways))
+    print("\n| way | pairs per second | times the official way |\n|---|---|---|")
+    for name in ways:
+        speed = statistics.median(pairs / each[name] for each in times)
+        ratio = statistics.median(each[official] / each[name] for each in times)
+        print(f"| {name} | {speed:.1f} | {ratio:.1f} |")
+
+
+def print_growth(score: Callable[[int, int], Tensor], rounds: int):
+    """Seconds to score some texts with some images."""
+    print("\n| images | " + " | ".join(f"{texts} texts each" for texts in TEXTS) + " |")
+    print("|---|" + "---|" * len(TEXTS))
+    for images in IMAGES:
+        row = [
+            statistics.median(seconds(lambda t=texts: score(images, t)) for _ in range(rounds))  # noqa: B023
+            for texts in TEXTS
+        ]
+        print(f"| {images} | " + " | ".join(f"{each:.2f} s" for each in row) + " |")
+
+
+@torch.inference_mode()
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--dtype", choices=list(TOLERANCE), default="float32")
+    parser.add_argument("--rounds", type=int, default=5, help="times that everything is measured in turn")
+    options = parser.parse_args()
+    torch.manual_seed(0)
+
+    # 1. A model, images, texts as long as captions, and texts of 40 pieces.
+    model = build_model(options.device, getattr(torch, options.dtype))
+    pixels = torch.randn(max(IMAGES), 3, 384, 384)
+    images = model.get_image_features(pixels.to(model.device, model.dtype)).last_hidden_state
+    lengths = caption_lengths(max(TEXTS))
+    captions = encode_texts(model, lengths)
+    longest = encode_texts(model, torch.full_like(lengths, PADDED_LENGTH))
+    print(f"{torch.cuda.get_device_name() if options.device == 'cuda' else f'{torch.get_num_threads()} threads'}, "
+          f"{options.dtype}, torch {torch.__version__}; captions of {float(lengths.float().mean()):.1f} pieces.")
+
+    # 2. Both ways give the same scores.
+    check_scores(model, images[:2], *captions, TOLERANCE[options.dtype])
+
+    # 3. Pairs per second with one image.
+    one = images[:1]
+    ways = {
+        "official: pair by pair, padded to 40": lambda: written_out(model, one, *captions),
+        "the same with fused attention": lambda: pair_by_pair(model, one, *captions),
+        "side by side, 40 pieces each": lambda: side_by_side(model, one, *longest),
+        "side by side, unpadded": lambda: side_by_side(model, one, *captions),
+    }
+    print_speeds(ways, max(TEXTS), options.rounds)
+
+    # 4. Growth with images and texts.
+    embeds, mask = captions
+    print_growth(lambda i, t: side_by_side(model, images[:i], embeds[:t], mask[:t]), options.rounds)
+
+
+if __name__ == "__main__":
+    main()

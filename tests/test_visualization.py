@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from hf_vlp.visualization import Figure, Score, draw_boxes, draw_loss_curves, write_report
-from hf_vlp.visualization.boxes import MIN_SIDE, TRUE
+from hf_vlp.visualization.boxes import MIN_SIDE, PREDICTED, TRUE
 from hf_vlp.visualization.curves import loss_points
 
 HISTORY = [
@@ -42,11 +42,14 @@ def test_small_images_are_enlarged_with_their_boxes():
     assert drawn.getpixel((18 * 7, 16 * 7)) == rgb(TRUE)
 
 
-def test_labels_stay_inside_the_image_and_apart(image):
-    boxes = [[0, 0, 60, 40], [0, 0, 60, 40], [380, 300, 399, 319]]
-    drawn = draw_boxes(image, boxes, labels=["one", "two", "a long label"])
-    assert drawn.size == image.size
-    assert (np.asarray(drawn)[:, :] == 255).all(-1).sum() > 100  # the white text
+@pytest.mark.parametrize("box", [[0, 0, 60, 40], [150, 120, 210, 200], [340, 280, 399, 319]])
+def test_labels_of_equal_boxes_do_not_hide_each_other(image, box):
+    def painted(labels):
+        pixels = np.asarray(draw_boxes(image, [box, box], labels, [PREDICTED, TRUE]))
+        return [(pixels == rgb(color)).all(-1).sum() for color in (PREDICTED, TRUE)]
+
+    plain, labelled = painted(["", ""]), painted(["one", "two"])
+    assert all(with_label - without > 200 for with_label, without in zip(labelled, plain, strict=True))
 
 
 def test_no_box_gives_a_plain_copy(image):

@@ -17,7 +17,7 @@ from transformers import MODEL_MAPPING, AutoModel, PreTrainedConfig
 class ImageTrunk(nn.Module):
     """A vision model whose tokens come as `[global; patches]`.
 
-    The global token is the trunk's own [CLS], or the mean of the patches (X-VLM section 3.1).
+    The global token is the trunk's own [CLS], or the mean of the patches (X-VLM section 3).
     """
 
     def __init__(self, config: PreTrainedConfig):

@@ -12,7 +12,7 @@ from torchvision.ops import box_convert, generalized_box_iou_loss
 def patch_mask(boxes: Tensor, grid: int) -> Tensor:
     """Mark every patch that a box touches, at least one per box: (R, 4) `xyxy` -> (R, N) bool, row by row.
 
-    X-VLM section 3.1; the rule of the official code, which rounds outwards.
+    X-VLM section 3; the rule of the official code, which rounds outwards.
     """
     boxes = (boxes * grid).double()
     # 1e-6 swallows the rounding of boxes that end on a patch's edge
@@ -26,7 +26,7 @@ def patch_mask(boxes: Tensor, grid: int) -> Tensor:
 def box_losses(predicted: Tensor, target: Tensor, counted: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """L1 and GIoU loss of `cxcywh` boxes (R, 4), each summed over boxes and divided by their number.
 
-    Rows where `counted` (R,) is False are left out; without any row left, both are 0. X-VLM equation 6.
+    Rows where `counted` (R,) is False are left out; without any row left, both are 0. X-VLM section 3.
     """
     counted = predicted.new_ones(len(predicted)) if counted is None else counted.to(predicted.dtype)
     total = counted.sum().clamp(min=1)

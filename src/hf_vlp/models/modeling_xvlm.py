@@ -162,7 +162,7 @@ class XVLMModel(XVLMPreTrainedModel):
         """Regions to embeds (R, S, W) `[mean of covered patches; all patches]` and unit vectors (R, P).
 
         The images (B, 3, size, size) are encoded once; `region_image_index` (R,) tells the image of each
-        region and `region_patch_mask` (R, N) the patches it covers. X-VLM section 3.1.
+        region and `region_patch_mask` (R, N) the patches it covers. X-VLM section 3.
 
         Raises:
             ValueError: the masks do not fit the patches, or the regions name more images than there are.
@@ -436,7 +436,7 @@ class XVLMForPreTraining(XVLMMatchingHead):
 
 
 class XVLMForRetrieval(XVLMMatchingHead):
-    """X-VLM for image-text retrieval: ITC to find candidates, ITM to rank them. X-VLM section 4.3."""
+    """X-VLM for image-text retrieval: ITC to find candidates, ITM to rank them. X-VLM section 4."""
 
     auto_class = "AutoModelForRetrieval"
 
@@ -498,7 +498,7 @@ class XVLMForRetrieval(XVLMMatchingHead):
 
 
 class XVLMForGrounding(XVLMHead):
-    """X-VLM for visual grounding: the box of what a text refers to. X-VLM section 4.3."""
+    """X-VLM for visual grounding: the box of what a text refers to. X-VLM section 4."""
 
     auto_class = "AutoModelForGrounding"
 

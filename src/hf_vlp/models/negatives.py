@@ -8,7 +8,7 @@ from torch import Tensor
 def hard_negatives(
     logits: Tensor, ids: Tensor | None = None, generator: torch.Generator | None = None
 ) -> tuple[Tensor, Tensor]:
-    """For each text one image and for each image one text that do not belong to it. X-VLM section 3.2.
+    """For each text one image and for each image one text that do not belong to it. X-VLM section 3.
 
     `logits` (B, B) are contrastive logits, images in rows. Pairs with equal `ids` (B,) are never negatives of
     one another. Returns the index of the image for each text and of the text for each image, both (B,).

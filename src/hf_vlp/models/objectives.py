@@ -12,7 +12,7 @@ def contrastive_logits(image_features: Tensor, text_features: Tensor, temperatur
 
 
 def contrastive_loss(logits: Tensor, ids: Tensor | None = None) -> Tensor:
-    """Image-text contrastive loss (ITC) of logits (B, B), the mean of both directions. X-VLM equations 1-2.
+    """Image-text contrastive loss (ITC) of logits (B, B), the mean of both directions. X-VLM section 3.
 
     Pair i is the positive of row i; where `ids` (B,) are given, all pairs with the same id share the target
     equally.
@@ -26,12 +26,12 @@ def contrastive_loss(logits: Tensor, ids: Tensor | None = None) -> Tensor:
 
 
 def matching_loss(logits: Tensor, num_positive: int) -> Tensor:
-    """Matching loss (ITM) of logits (M, 2) whose first `num_positive` rows match. X-VLM equation 3."""
+    """Matching loss (ITM) of logits (M, 2) whose first `num_positive` rows match. X-VLM section 3."""
     labels = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
     labels[:num_positive] = 1
     return F.cross_entropy(logits.float(), labels)
 
 
 def masked_lm_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Masked language modelling loss of logits (M, V) at M labels; 0 without any. X-VLM equation 4."""
+    """Masked language modelling loss of logits (M, V) at M labels; 0 without any. X-VLM section 3."""
     return F.cross_entropy(logits.float(), labels, reduction="sum") / max(len(labels), 1)

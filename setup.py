@@ -36,6 +36,7 @@ setup(
         "pillow",
         "numpy",
         "typer",
+        "rich",
         "tqdm",
     ],
     extras_require={"viz": VIZ, "test": TEST, "docs": DOCS},

@@ -132,8 +132,10 @@ def main():
     lengths = caption_lengths(max(TEXTS))
     captions = encode_texts(model, lengths)
     longest = encode_texts(model, torch.full_like(lengths, PADDED_LENGTH))
-    print(f"{torch.cuda.get_device_name() if options.device == 'cuda' else f'{torch.get_num_threads()} threads'}, "
-          f"{options.dtype}, torch {torch.__version__}; captions of {float(lengths.float().mean()):.1f} pieces.")
+    print(
+        f"{torch.cuda.get_device_name() if options.device == 'cuda' else f'{torch.get_num_threads()} threads'}, "
+        f"{options.dtype}, torch {torch.__version__}; captions of {float(lengths.float().mean()):.1f} pieces."
+    )
 
     # 2. Both ways give the same scores.
     check_scores(model, images[:2], *captions, TOLERANCE[options.dtype])

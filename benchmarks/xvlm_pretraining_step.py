@@ -1,12 +1,12 @@
 """Speed and memory of a pretraining step: this package's, against the same step written the official way.
 
-The base model at 224 pixels, random weights, no dropout and no stochastic depth, so that both ways have the same
-losses. Prints the table of docs/benchmarks.md:
+The base model at 224 pixels, random weights, without dropout and stochastic depth, so that both ways have the
+same losses. Prints the table of docs/benchmarks.md:
 
     python benchmarks/xvlm_pretraining_step.py
 
-B: images, R: texts and their visual concepts, S: image tokens, W: image width, N: patches, L: text length, D: text
-width, K: slots for masked words.
+B: images, R: texts and their visual concepts, S: image tokens, W: image width, N: patches, L: text length, D:
+text width, K: slots for masked words.
 """
 
 import argparse
@@ -115,8 +115,8 @@ def official_step(
 ) -> tuple[dict[str, Tensor], Batch]:
     """Loss terms of a batch, and the hard negatives that were drawn.
 
-    Each pass through the fusion layers projects keys and values of its own. Vocabulary logits are computed in 8
-    slots per text, as in the official code, or everywhere.
+    Each pass through the fusion layers projects keys and values of its own. Vocabulary logits are computed in
+    8 slots per text, as in the official code, or everywhere.
     """
     base, mask = model.model, batch["attention_mask"]
     concepts, concept_mask, images = official_concepts(base.vision_model(batch["pixel_values"]), batch)
@@ -195,7 +195,7 @@ def check_losses(model: XVLMForPreTraining, way: Way, size: int, dtype: str):
     with computing(model, here, dtype):
         found = model(**build_batch(here, size, device), **drawn)
     for name, value in expected.items():
-        difference = abs(float(found[name]) - float(value))
+        difference = abs(found[name].item() - value.item())
         assert difference < TOLERANCE[dtype], f"{way}: {name} differs by {difference}"
 
 

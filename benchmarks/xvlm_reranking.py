@@ -49,7 +49,7 @@ def pair_by_pair(model: XVLMForRetrieval, images: Tensor, texts: Tensor, mask: T
     Every copy's keys and values are projected, and all slots of a text pass every layer.
     """
     fusion = model.model.fusion_model
-    text_mask = (1 - mask[:, None, None].to(texts.dtype)) * -10000.0  # (T, 1, 1, L), added to the scores
+    text_mask = (1 - mask[:, None, None].to(texts.dtype)) * -10000.0  # (T, 1, 1, L)
     scores = []
     for image in images:
         copies = image.repeat(len(texts), 1, 1)  # (T, S, W)
@@ -86,10 +86,8 @@ def check_scores(model: XVLMForRetrieval, images: Tensor, texts: Tensor, mask: T
     """Assert that both ways give equal scores, and say how much scores vary."""
     expected, found = (way(model, images, texts, mask) for way in (written_out, side_by_side))
     difference = float((found - expected).abs().max())
-    print(
-        f"Largest difference of scores {difference:.0e}; from text to text they vary by "
-        f"{float(expected.std(dim=1).mean()):.0e}, from image to image by {float(expected.std(dim=0).mean()):.0e}."
-    )
+    texts, images = float(expected.std(dim=1).mean()), float(expected.std(dim=0).mean())
+    print(f"Scores: ways differ by {difference:.0e}, texts by {texts:.0e}, images by {images:.0e}.")
     assert difference < tolerance, f"the two ways differ by {difference}"
 
 
@@ -132,10 +130,9 @@ def main():
     lengths = caption_lengths(max(TEXTS))
     captions = encode_texts(model, lengths)
     longest = encode_texts(model, torch.full_like(lengths, PADDED_LENGTH))
-    print(
-        f"{torch.cuda.get_device_name() if options.device == 'cuda' else f'{torch.get_num_threads()} threads'}, "
-        f"{options.dtype}, torch {torch.__version__}; captions of {float(lengths.float().mean()):.1f} pieces."
-    )
+    name = torch.cuda.get_device_name() if options.device == "cuda" else f"{torch.get_num_threads()} threads"
+    pieces = float(lengths.float().mean())
+    print(f"{name}, {options.dtype}, torch {torch.__version__}; captions of {pieces:.1f} pieces.")
 
     # 2. Both ways give the same scores.
     check_scores(model, images[:2], *captions, TOLERANCE[options.dtype])

@@ -2,10 +2,10 @@
 
 I: images, T: texts, L: text length, D: text width, S: image tokens, k: length of the shortlist. Each image's
 keys and values are projected once, for a block of images at a time; an image's texts are scored side by side,
-sorted by length so that next to nothing is spent on padding.
+those of about one length together, so that next to nothing is spent on padding.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +18,7 @@ from .metrics import retrieval_recall
 
 UNSCORED = -100.0  # score of a pair outside the shortlist, as in the official code
 TEXTS_SIDE_BY_SIDE = 32  # texts of one image in a group: few enough to be of about one length
-CACHED_VALUES = 2**19  # numbers in the text states of one call on a CPU
+CACHED_VALUES = 2**20  # numbers in the text states of one call on a CPU
 
 
 @dataclass
@@ -64,7 +64,7 @@ def evaluate_retrieval(
         )
         itc_scores = image_features.float() @ text_features.float().T  # (I, T)
         for_image, for_text = shortlists(itc_scores, top_k)
-        scores = _match(model, images, texts, for_image | for_text, batch_size, progress)
+        scores = rerank(model, images, texts, for_image | for_text, batch_size, progress)
     itc_scores = itc_scores.cpu().clone()
     image_to_text = scores.where(for_image, UNSCORED).cpu()
     text_to_image = scores.where(for_text, UNSCORED).T.contiguous().cpu()
@@ -89,7 +89,7 @@ def shortlists(scores: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
 
 
 @dataclass
-class _Texts:
+class TextEmbeds:
     """Texts one after the other, without padding: `embeds` (sum of lengths, D), `starts`, `lengths` (T,)."""
 
     embeds: Tensor
@@ -133,7 +133,7 @@ def _captions(row: dict, index: int) -> list[str]:
 
 def _encode_texts(
     model, processor, texts: list[str], batch_size: int, progress: bool
-) -> tuple[_Texts, Tensor]:
+) -> tuple[TextEmbeds, Tensor]:
     tokens = to_model(processor(text=texts, return_tensors="pt"), model)
     lengths = tokens["attention_mask"].sum(dim=1)
     order = lengths.argsort(descending=True)
@@ -147,18 +147,27 @@ def _encode_texts(
     sorted_lengths = lengths[order]
     starts = torch.empty_like(lengths)
     starts[order] = sorted_lengths.cumsum(0) - sorted_lengths
-    return _Texts(torch.cat(embeds), starts, lengths), torch.cat(features)[order.argsort()]
+    return TextEmbeds(torch.cat(embeds), starts, lengths), torch.cat(features)[order.argsort()]
 
 
-def _match(model, images: Tensor, texts: _Texts, wanted: Tensor, batch_size: int, progress: bool) -> Tensor:
-    """Match logits (I, T), float32, of the pairs marked in `wanted` (I, T)."""
+def rerank(
+    model: PreTrainedModel,
+    images: Tensor,
+    texts: TextEmbeds,
+    wanted: Tensor,
+    batch_size: int = 32,
+    progress: bool = False,
+) -> Tensor:
+    """Match logits (I, T), float32, of the pairs marked in `wanted` (I, T), -100 elsewhere.
+
+    `images` are their embeds (I, S, W); keys and values of `batch_size` images are held at a time.
+    """
     scores = torch.full(wanted.shape, UNSCORED, device=wanted.device)
     with tqdm(total=int(wanted.sum()), desc="pairs", unit="pair", disable=not progress) as bar:
         for block in torch.arange(len(images), device=wanted.device).split(batch_size):
             key_values = model.project_image(images[block])
-            group_image, group_texts = group_by_length(wanted[block], texts.lengths)
-            size = _groups_per_call(texts, group_texts, batch_size)
-            for image, chosen in zip(group_image.split(size), group_texts.split(size), strict=True):
+            groups = group_by_length(wanted[block], texts.lengths)
+            for image, chosen in _calls(*groups, texts, batch_size):
                 embeds, mask = texts.padded(chosen.flatten())
                 of_images = [(keys[image], values[image]) for keys, values in key_values]
                 logits = model.match(embeds, mask, of_images)
@@ -167,12 +176,18 @@ def _match(model, images: Tensor, texts: _Texts, wanted: Tensor, batch_size: int
     return scores
 
 
-def _groups_per_call(texts: _Texts, group_texts: Tensor, batch_size: int) -> int:
-    """How many groups (G, n) one call takes; on a CPU no more than its caches hold."""
-    if texts.embeds.device.type != "cpu":
-        return batch_size
-    longest = group_texts.shape[1] * int(texts.lengths[group_texts[0]].max())  # groups come longest first
-    return max(1, min(batch_size, CACHED_VALUES // (longest * texts.embeds.shape[1])))
+def _calls(
+    group_image: Tensor, group_texts: Tensor, texts: TextEmbeds, batch_size: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The groups of one call to the model: equally long, and on a CPU no more than its caches hold."""
+    longest, counts = texts.lengths[group_texts[:, 0]].unique_consecutive(return_counts=True)
+    counts = counts.tolist()
+    of_length = zip(longest.tolist(), group_image.split(counts), group_texts.split(counts), strict=True)
+    for length, images, groups in of_length:
+        size = batch_size
+        if groups.device.type == "cpu":
+            size = min(size, max(1, CACHED_VALUES // (groups.shape[1] * length * texts.embeds.shape[1])))
+        yield from zip(images.split(size), groups.split(size), strict=True)
 
 
 def group_by_length(wanted: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:

@@ -51,8 +51,8 @@ def test_gradients_are_those_of_the_joint_batch(of_two, name):
     expected, found = of_one(name), load_file(of_two / f"{name}.safetensors")
     assert {key for key, value in found.items() if value.any()} == {k for k, v in expected.items() if v.any()}
     for key, value in expected.items():
-        if value.any():
-            torch.testing.assert_close(found[key], value, atol=1e-6, rtol=1e-4)
+        if value.any():  # as tensors: single elements of float32 sums depend on the order of threads
+            assert (found[key] - value).norm() <= 1e-4 * value.norm() + 1e-6, key
 
 
 def test_official_gradients_are_halved_on_the_encoders_only(of_two):

@@ -40,7 +40,7 @@ def user_folder(tmp_path_factory) -> Path:
     """Small stand-ins under the names that the pages use."""
     folder = tmp_path_factory.mktemp("user")
     rows = shapes_rows(0)
-    processor = tiny_processor(rows)
+    processor = tiny_processor(rows.words, rows.image_size)
     for model_class, name in ((XVLMForPreTraining, "pretrained"), (XVLMForGrounding, "grounding")):
         model_class(tiny_config(processor)).save_pretrained(folder / "quickstart" / name)
         processor.save_pretrained(folder / "quickstart" / name)

@@ -12,8 +12,8 @@ from own_data import write_karpathy, write_lines, write_photos, write_refer
 from transformers import AutoModel, AutoProcessor, BertConfig, BertForMaskedLM, PreTrainedModel, SwinModel
 
 from hf_vlp import XVLMProcessor
-from hf_vlp.data.shapes import shapes_dataset
-from hf_vlp.quickstart import shapes_rows, tiny_config, tiny_processor
+from hf_vlp.data.shapes import shapes_dataset, vocabulary
+from hf_vlp.quickstart import tiny_config, tiny_processor
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 FEW_STEPS = ["--max_steps", "2", "--warmup_steps", "1", "--per_device_train_batch_size", "4", "--use_cpu"]
@@ -165,7 +165,7 @@ def test_rows_of_parquet_files(pretrained, run_here, tmp_path):
 
 
 def test_pretrain_starts_from_public_backbones(official_files, run_here):
-    processor = tiny_processor(shapes_rows(0))
+    processor = tiny_processor(vocabulary(), image_size=48)
     SwinModel(tiny_config(processor).vision_config).save_pretrained(official_files / "swin")
     size = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32, "num_hidden_layers": 12}
     bert = BertConfig(vocab_size=len(processor.tokenizer), **size)

@@ -325,7 +325,7 @@ def _write_report(folder: Path, rows: Rows, scores: list[Score], boxes, logs: di
             row["image"], [boxes[i].tolist(), true_box], ["predicted", "true"], [PREDICTED, TRUE]
         )
         image.save(folder / f"grounding_{i}.png")
-        drawn.append(Figure(f"grounding_{i}.png", row["text"]))
+        drawn.append(Figure(f"grounding_{i}.png", row["text"], wide=image.width > 2 * image.height))
     curves = []
     for name, log in logs.items():
         draw_loss_curves(log, folder / f"losses_{name}.png")

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from hf_vlp import XVLMConfig, XVLMForRetrieval
-from hf_vlp.evaluation.retrieval import TextEmbeds, rerank
+from hf_vlp.evaluation.retrieval import ReadTexts, rerank
 
 PADDED_LENGTH = 40  # of every text in the official evaluation
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.05, "float16": 0.01}
@@ -50,12 +50,13 @@ def pair_by_pair(model: XVLMForRetrieval, images: Tensor, texts: Tensor, mask: T
     """
     fusion = model.model.fusion_model
     text_mask = (1 - mask[:, None, None].to(texts.dtype)) * -10000.0  # (T, 1, 1, L)
+    image_mask = texts.new_zeros(len(texts), 1, 1, images.shape[1])  # all tokens, added to the scores, too
     scores = []
     for image in images:
         copies = image.repeat(len(texts), 1, 1)  # (T, S, W)
         states = texts
         for layer, project in zip(fusion.layer, fusion.image_key_values, strict=True):
-            states = layer(states, text_mask, project(copies))
+            states = layer(states, text_mask, project(copies), image_mask)
         scores.append(model.itm_head(states[:, 0])[:, 1])
     return torch.stack(scores).float()
 
@@ -68,11 +69,15 @@ def written_out(model: XVLMForRetrieval, images: Tensor, texts: Tensor, mask: Te
     return scores
 
 
-def side_by_side(model: XVLMForRetrieval, images: Tensor, texts: Tensor, mask: Tensor) -> Tensor:
+def side_by_side(model: XVLMForRetrieval, images: Tensor, texts: ReadTexts) -> Tensor:
     """Match logits (I, T) as `evaluate_retrieval` computes them."""
+    return rerank(model, images, texts, torch.ones(len(images), len(texts.lengths), dtype=torch.bool))
+
+
+def read(model: XVLMForRetrieval, texts: Tensor, mask: Tensor) -> ReadTexts:
+    """What `evaluate_retrieval` makes of texts once, like their embeds, however many images they meet."""
     lengths = mask.sum(dim=1)
-    unpadded = TextEmbeds(texts[mask.bool()], lengths.cumsum(0) - lengths, lengths)
-    return rerank(model, images, unpadded, mask.new_ones(len(images), len(texts), dtype=torch.bool))
+    return ReadTexts(model.read_words(texts, mask)[mask.bool()], lengths.cumsum(0) - lengths, lengths)
 
 
 def seconds(work: Callable[[], Tensor]) -> float:
@@ -84,7 +89,10 @@ def seconds(work: Callable[[], Tensor]) -> float:
 
 def check_scores(model: XVLMForRetrieval, images: Tensor, texts: Tensor, mask: Tensor, tolerance: float):
     """Assert that both ways give equal scores, and say how much scores vary."""
-    expected, found = (way(model, images, texts, mask) for way in (written_out, side_by_side))
+    expected, found = (
+        written_out(model, images, texts, mask),
+        side_by_side(model, images, read(model, texts, mask)),
+    )
     difference = float((found - expected).abs().max())
     texts, images = float(expected.std(dim=1).mean()), float(expected.std(dim=0).mean())
     print(f"Scores: ways differ by {difference:.0e}, texts by {texts:.0e}, images by {images:.0e}.")
@@ -129,7 +137,8 @@ def main():
     images = model.get_image_features(pixels.to(model.device, model.dtype)).last_hidden_state
     lengths = caption_lengths(max(TEXTS))
     captions = encode_texts(model, lengths)
-    longest = encode_texts(model, torch.full_like(lengths, PADDED_LENGTH))
+    longest = read(model, *encode_texts(model, torch.full_like(lengths, PADDED_LENGTH)))
+    unpadded = read(model, *captions)
     name = torch.cuda.get_device_name() if options.device == "cuda" else f"{torch.get_num_threads()} threads"
     pieces = float(lengths.float().mean())
     print(f"{name}, {options.dtype}, torch {torch.__version__}; captions of {pieces:.1f} pieces.")
@@ -142,14 +151,14 @@ def main():
     ways = {
         "official: pair by pair, padded to 40": lambda: written_out(model, one, *captions),
         "the same with fused attention": lambda: pair_by_pair(model, one, *captions),
-        "side by side, 40 pieces each": lambda: side_by_side(model, one, *longest),
-        "side by side, unpadded": lambda: side_by_side(model, one, *captions),
+        "side by side, 40 pieces each": lambda: side_by_side(model, one, longest),
+        "side by side, unpadded": lambda: side_by_side(model, one, unpadded),
     }
     print_speeds(ways, max(TEXTS), options.rounds)
 
     # 4. Growth with images and texts.
-    embeds, mask = captions
-    print_growth(lambda i, t: side_by_side(model, images[:i], embeds[:t], mask[:t]), options.rounds)
+    parts = {count: read(model, *(part[:count] for part in captions)) for count in TEXTS}
+    print_growth(lambda i, t: side_by_side(model, images[:i], parts[t]), options.rounds)
 
 
 if __name__ == "__main__":

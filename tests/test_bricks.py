@@ -19,6 +19,7 @@ from hf_vlp.models.backbones import (
     resize_trunk,
 )
 from hf_vlp.models.boxes import box_losses, patch_mask
+from hf_vlp.models.layers_bert import Packing
 from hf_vlp.models.negatives import hard_negatives
 from hf_vlp.models.objectives import contrastive_logits, contrastive_loss, masked_lm_loss
 
@@ -98,6 +99,38 @@ def test_masked_lm_loss_without_labels_is_zero():
     loss = masked_lm_loss(logits, torch.zeros(0, dtype=torch.long))
     loss.backward()
     assert loss == 0
+
+
+# Many texts of one image
+
+
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=6))
+def test_packing_leaves_out_padding_and_nothing_else(lengths):
+    mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+    packing, words = Packing.of(mask.long()), torch.arange(sum(lengths))[None, :, None]
+    assert torch.equal(packing.pack(packing.pad(words)), words)
+    assert torch.equal(packing.pad(words)[mask], words[0])
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize("cls_only", [False, True])
+def test_packed_texts_of_one_image_are_fused_as_each_alone(implementation, cls_only):
+    model = hf_vlp.XVLMForRetrieval(tiny_config()).eval()
+    model.set_attn_implementation(implementation)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+        key_values = model.project_image(torch.randn(1, 5, 32))
+        texts, lengths = torch.randn(4, 6, 16), [6, 2, 4, 1]
+        mask = (torch.arange(6) < torch.tensor(lengths)[:, None]).long()
+        together = model.model.fuse(texts, mask, key_values, cls_only=cls_only)
+        read = model.read_words(texts, mask)
+        again = model.model.fuse(read, mask, key_values, cls_only=cls_only, words_read=True)
+        for i, length in enumerate(lengths):
+            text = texts[i : i + 1, :length]
+            alone = model.model.fuse(text, mask[i : i + 1, :length], key_values, cls_only=cls_only)[0]
+            torch.testing.assert_close(together[i, : len(alone)], alone, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(again[i, : len(alone)], alone, atol=1e-5, rtol=1e-5)
 
 
 # Trunks

@@ -15,7 +15,7 @@ from hf_vlp.evaluation import (
     random_object_accuracy,
     retrieval_recall,
 )
-from hf_vlp.evaluation.retrieval import TEXTS_SIDE_BY_SIDE, group_by_length, shortlists
+from hf_vlp.evaluation.retrieval import VALUES_PER_CALL, ReadTexts, shortlists
 
 WORDS = ["red", "green", "blue", "yellow", "circle", "square", "left", "right"]
 
@@ -127,24 +127,16 @@ def test_shortlists():
     )
 
 
-def test_groups_hold_every_pair_and_little_padding():
-    """1,000 texts of about 12 pieces, 64 to 200 of them for each of 8 images."""
+def test_calls_hold_every_text_and_are_bounded():
+    """1,000 texts of about 12 pieces, 300 of them for one image."""
     generator = torch.Generator().manual_seed(0)
     lengths = torch.randn(1000, generator=generator).mul(2.5).add(12).round().clamp(4, 30).long()
-    wanted = torch.zeros(8, 1000, dtype=torch.bool)
-    for row in wanted:
-        row[
-            torch.randperm(1000, generator=generator)[: int(torch.randint(64, 200, (), generator=generator))]
-        ] = True
-    image, chosen = group_by_length(wanted, lengths)
-    assert chosen.shape[1] == TEXTS_SIDE_BY_SIDE
-    covered = torch.zeros_like(wanted)
-    covered[image[:, None], chosen] = True
-    assert torch.equal(covered, wanted)
-    pairs = [(lengths[texts], lengths[texts].max()) for texts in chosen]
-    used = sum(int(lengths[row].sum()) for row in wanted)
-    spent = sum(int(longest) * len(of_group) for of_group, longest in pairs)
-    assert used / spent > 0.8
+    texts = ReadTexts(torch.zeros(int(lengths.sum()), 2048), lengths.cumsum(0) - lengths, lengths)
+    chosen = torch.randperm(1000, generator=generator)[:300]
+    calls = texts.calls(chosen[lengths[chosen].argsort()])
+    assert sorted(torch.cat(calls).tolist()) == sorted(chosen.tolist())
+    assert max(int(lengths[call].sum()) for call in calls) * 2048 <= VALUES_PER_CALL["cpu"] + 30 * 2048
+    assert len(calls) == -(-int(lengths[chosen].sum()) * 2048 // VALUES_PER_CALL["cpu"])
 
 
 def test_modes_and_gradients_are_restored(processor):

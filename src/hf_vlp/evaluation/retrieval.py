@@ -1,11 +1,11 @@
 """Two-stage retrieval: a shortlist by contrastive similarity, re-ranked by matching. X-VLM section 4.
 
 I: images, T: texts, L: text length, D: text width, S: image tokens, k: length of the shortlist. Each image's
-keys and values are projected once, for a block of images at a time; an image's texts are scored side by side,
-those of about one length together, so that next to nothing is spent on padding.
+keys and values are projected once, for a block of images at a time; an image's texts are scored side by side
+and without padding, from the first self-attention on, which is done once per text.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -17,8 +17,10 @@ from .inference import batched, evaluating, images_of, number_of, to_model
 from .metrics import retrieval_recall
 
 UNSCORED = -100.0  # score of a pair outside the shortlist, as in the official code
-TEXTS_SIDE_BY_SIDE = 32  # texts of one image in a group: few enough to be of about one length
-CACHED_VALUES = 2**20  # numbers in the text states of one call on a CPU
+VALUES_PER_CALL = {
+    "cpu": 2**20,
+    "gpu": 2**24,
+}  # numbers in the text states of a call; few enough for a CPU's caches
 
 
 @dataclass
@@ -89,12 +91,22 @@ def shortlists(scores: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
 
 
 @dataclass
-class TextEmbeds:
-    """Texts one after the other, without padding: `embeds` (sum of lengths, D), `starts`, `lengths` (T,)."""
+class ReadTexts:
+    """Texts after `model.read_words`, one after the other without padding.
+
+    `embeds` (sum of lengths, D), `starts` and `lengths` (T,).
+    """
 
     embeds: Tensor
     starts: Tensor
     lengths: Tensor
+
+    def calls(self, chosen: Tensor) -> tuple[Tensor, ...]:
+        """The texts of one image at index (n,), shortest first, cut into what one call to the model takes."""
+        words = self.lengths[chosen].cumsum(0)
+        values = VALUES_PER_CALL["cpu" if chosen.device.type == "cpu" else "gpu"]
+        call = words.sub(1) // max(values // self.embeds.shape[1], 1)
+        return chosen.split(call.unique_consecutive(return_counts=True)[1].tolist())
 
     def padded(self, texts: Tensor) -> tuple[Tensor, Tensor]:
         """Embeds (n, L, D) and attention mask (n, L) of the texts at index (n,), L being the longest."""
@@ -133,7 +145,7 @@ def _captions(row: dict, index: int) -> list[str]:
 
 def _encode_texts(
     model, processor, texts: list[str], batch_size: int, progress: bool
-) -> tuple[TextEmbeds, Tensor]:
+) -> tuple[ReadTexts, Tensor]:
     tokens = to_model(processor(text=texts, return_tensors="pt"), model)
     lengths = tokens["attention_mask"].sum(dim=1)
     order = lengths.argsort(descending=True)
@@ -142,18 +154,19 @@ def _encode_texts(
         length = int(lengths[batch[0]])
         mask = tokens["attention_mask"][batch, :length]
         output = model.get_text_features(input_ids=tokens["input_ids"][batch, :length], attention_mask=mask)
-        embeds.append(output.last_hidden_state[mask.bool()])  # (B, L, D) -> (sum of lengths, D)
+        read = model.read_words(output.last_hidden_state, mask)
+        embeds.append(read[mask.bool()])  # (B, L, D) -> (sum of lengths, D)
         features.append(output.pooler_output)
     sorted_lengths = lengths[order]
     starts = torch.empty_like(lengths)
     starts[order] = sorted_lengths.cumsum(0) - sorted_lengths
-    return TextEmbeds(torch.cat(embeds), starts, lengths), torch.cat(features)[order.argsort()]
+    return ReadTexts(torch.cat(embeds), starts, lengths), torch.cat(features)[order.argsort()]
 
 
 def rerank(
     model: PreTrainedModel,
     images: Tensor,
-    texts: TextEmbeds,
+    texts: ReadTexts,
     wanted: Tensor,
     batch_size: int = 32,
     progress: bool = False,
@@ -163,49 +176,14 @@ def rerank(
     `images` are their embeds (I, S, W); keys and values of `batch_size` images are held at a time.
     """
     scores = torch.full(wanted.shape, UNSCORED, device=wanted.device)
+    by_length = texts.lengths.argsort()
     with tqdm(total=int(wanted.sum()), desc="pairs", unit="pair", disable=not progress) as bar:
         for block in torch.arange(len(images), device=wanted.device).split(batch_size):
             key_values = model.project_image(images[block])
-            groups = group_by_length(wanted[block], texts.lengths)
-            for image, chosen in _calls(*groups, texts, batch_size):
-                embeds, mask = texts.padded(chosen.flatten())
-                of_images = [(keys[image], values[image]) for keys, values in key_values]
-                logits = model.match(embeds, mask, of_images)
-                scores[block[image, None], chosen] = logits[:, 1].float().view(chosen.shape)
+            for i, image in enumerate(block):
+                of_image = [(keys[i : i + 1], values[i : i + 1]) for keys, values in key_values]
+                for chosen in texts.calls(by_length[wanted[image, by_length]]):
+                    logits = model.match(*texts.padded(chosen), of_image, words_read=True)
+                    scores[image, chosen] = logits[:, 1].float()
             bar.update(int(wanted[block].sum()))
     return scores
-
-
-def _calls(
-    group_image: Tensor, group_texts: Tensor, texts: TextEmbeds, batch_size: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """The groups of one call to the model: equally long, and on a CPU no more than its caches hold."""
-    longest, counts = texts.lengths[group_texts[:, 0]].unique_consecutive(return_counts=True)
-    counts = counts.tolist()
-    of_length = zip(longest.tolist(), group_image.split(counts), group_texts.split(counts), strict=True)
-    for length, images, groups in of_length:
-        size = batch_size
-        if groups.device.type == "cpu":
-            size = min(size, max(1, CACHED_VALUES // (groups.shape[1] * length * texts.embeds.shape[1])))
-        yield from zip(images.split(size), groups.split(size), strict=True)
-
-
-def group_by_length(wanted: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-    """Groups of n texts of about one length, each for one image: image (G,) and texts (G, n), as indices.
-
-    `wanted` (I, T) marks the pairs to score, `lengths` (T,) counts word pieces. n is `TEXTS_SIDE_BY_SIDE`,
-    less where no image has so many; the last group of an image repeats its shortest text. Groups of similar
-    length are neighbours.
-    """
-    order = lengths.argsort(descending=True)
-    size = min(TEXTS_SIDE_BY_SIDE, int(wanted.sum(dim=1).max()))
-    images, groups = [], []
-    for image, row in enumerate(wanted):
-        chosen = order[row[order]]  # longest first
-        count = -(-len(chosen) // size)
-        chosen = torch.cat([chosen, chosen[-1:].expand(count * size - len(chosen))])
-        groups.append(chosen.view(count, size))
-        images += [image] * count
-    groups = torch.cat(groups)  # (G, n)
-    by_length = lengths[groups[:, 0]].argsort(descending=True)
-    return torch.tensor(images, device=wanted.device)[by_length], groups[by_length]

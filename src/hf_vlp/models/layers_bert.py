@@ -4,6 +4,8 @@ B: images, R: texts, L: text length, S: image tokens, D: text width, W: image wi
 vocabulary.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
@@ -15,6 +17,33 @@ from .base import VLPPreTrainedModel
 from .configuration_text import VLPTextConfig
 
 KeyValues = tuple[Tensor, Tensor]  # keys and values, each (B, H, S, d)
+
+
+class Packing(NamedTuple):
+    """Texts one after the other without padding: (1, N, D) in place of (T, L, D), N words in all.
+
+    `mask` (T, L) marks words, `slots` (T, L) is the word in each slot, any word where there is padding, and
+    `words` (N,) the slot of each word.
+    """
+
+    mask: Tensor
+    slots: Tensor
+    words: Tensor
+
+    @classmethod
+    def of(cls, attention_mask: Tensor) -> "Packing":
+        """The packing of texts whose words `attention_mask` (T, L) marks."""
+        mask = attention_mask.bool()
+        slots = mask.flatten().cumsum(0).sub(1).clamp(min=0).view_as(mask)
+        return cls(mask, slots, mask.flatten().nonzero().squeeze(1))
+
+    def pad(self, states: Tensor) -> Tensor:
+        """(1, N, D) -> (T, L, D)."""
+        return states[0][self.slots]
+
+    def pack(self, states: Tensor) -> Tensor:
+        """(T, L, D) -> (1, N, D)."""
+        return states.flatten(0, 1)[self.words][None]
 
 
 def eager_attention(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
@@ -80,31 +109,63 @@ class BertCrossAttention(nn.Module):
         self.query = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, hidden_states: Tensor, key_values: KeyValues, attention_mask: Tensor | None) -> Tensor:
-        keys, values = key_values
-        queries = _group_rows(self.query(hidden_states), len(keys))  # (R, L, D) -> (B, T * L, D)
+        queries = _group_rows(self.query(hidden_states), len(key_values[0]))  # (R, L, D) -> (B, T * L, D)
+        return self.attend(queries, key_values, attention_mask).view_as(hidden_states)
+
+    def attend(self, queries: Tensor, key_values: KeyValues, attention_mask: Tensor | None) -> Tensor:
+        """Queries (B, M, D) over keys and values (B, H, S, d): (B, M, D)."""
         queries = _split_heads(queries, self.num_heads)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
         dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
-        context, _ = attend(
-            self, queries, keys, values, attention_mask, scaling=self.scaling, dropout=dropout
-        )
-        return context.reshape(hidden_states.shape)
+        context, _ = attend(self, queries, *key_values, attention_mask, scaling=self.scaling, dropout=dropout)
+        return context.flatten(2)  # (B, M, H, d) -> (B, M, D)
 
 
 class BertSelfAttention(BertCrossAttention):
-    """Multi-head attention that makes its own keys and values from the words it reads."""
+    """Multi-head attention that makes its own keys and values from the words it reads.
+
+    Where texts are packed, every projection sees words only, and padding is there within the attention alone.
+    """
 
     def __init__(self, config):
         super().__init__(config)
         self.key = nn.Linear(config.hidden_size, config.hidden_size)
         self.value = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, hidden_states: Tensor, words: Tensor, attention_mask: Tensor | None) -> Tensor:
-        key_values = (
-            _split_heads(self.key(words), self.num_heads),
-            _split_heads(self.value(words), self.num_heads),
+    def forward(
+        self,
+        hidden_states: Tensor,
+        words: Tensor,
+        attention_mask: Tensor | None,
+        packing: Packing | None = None,
+    ) -> Tensor:
+        if packing is None:
+            key_values = (
+                _split_heads(self.key(words), self.num_heads),
+                _split_heads(self.value(words), self.num_heads),
+            )
+            return self.attend(self.query(hidden_states), key_values, attention_mask)
+        if hidden_states is not words:
+            return self.read_once(hidden_states, packing.pad(words), packing.mask)
+        queries, keys, values = (
+            packing.pad(project(words)) for project in (self.query, self.key, self.value)
         )
-        return super().forward(hidden_states, key_values, attention_mask)
+        key_values = _split_heads(keys, self.num_heads), _split_heads(values, self.num_heads)
+        return packing.pack(self.attend(queries, key_values, attention_mask))
+
+    def read_once(self, first: Tensor, words: Tensor, mask: Tensor) -> Tensor:
+        """One word of each text (1, T, D) attends to its words (T, L, D), without keys and values of these.
+
+        q (W x) is (q W) x, and the sum of a (W x) is W times that of a x: the matrices meet T rows in place
+        of T * L. The bias of the keys moves all scores of a head alike and drops out.
+        """
+        per_head = (self.num_heads, -1, words.shape[-1])  # of a weight (D, D): (H, d, D)
+        queries = self.query(first)[0].unflatten(-1, (self.num_heads, -1))  # (T, H, d)
+        probes = torch.einsum("thd,hdw->thw", queries, self.key.weight.view(per_head))
+        scores = (probes @ words.mT * self.scaling).masked_fill(~mask[:, None], -torch.inf)  # (T, H, L)
+        mixed = scores.softmax(dim=-1) @ words  # (T, H, D)
+        context = torch.einsum("thw,hdw->thd", mixed, self.value.weight.view(per_head))
+        return context.flatten(1)[None] + self.value.bias  # (1, T, D)
 
 
 class BertOutput(nn.Module):
@@ -128,8 +189,8 @@ class BertAttention(nn.Module):
         self.self = attention(config)
         self.output = BertOutput(config, config.hidden_size)
 
-    def forward(self, hidden_states: Tensor, context, attention_mask: Tensor | None) -> Tensor:
-        return self.output(self.self(hidden_states, context, attention_mask), hidden_states)
+    def forward(self, hidden_states: Tensor, *context) -> Tensor:
+        return self.output(self.self(hidden_states, *context), hidden_states)
 
 
 class BertIntermediate(nn.Module):
@@ -147,7 +208,8 @@ class BertIntermediate(nn.Module):
 class BertLayer(GradientCheckpointingLayer):
     """Self-attention, cross-attention to the image where the layer fuses, feed-forward; each ends in a norm.
 
-    With `cls_only` just the first row of each text is computed, which is all that a pooled head reads.
+    With `cls_only` just the first word of each text is computed, which is all that a pooled head reads. With
+    `words_read` the self-attention was done before.
     """
 
     def __init__(self, config, fuses: bool):
@@ -164,9 +226,14 @@ class BertLayer(GradientCheckpointingLayer):
         image_key_values: KeyValues | None = None,
         image_mask: Tensor | None = None,
         cls_only: bool = False,
+        words_read: bool = False,
+        packing: Packing | None = None,
     ) -> Tensor:
-        queries = hidden_states[:, :1] if cls_only else hidden_states
-        hidden_states = self.attention(queries, hidden_states, attention_mask)
+        words = hidden_states
+        if cls_only:
+            hidden_states = words[:, :1] if packing is None else words[:, packing.slots[:, 0]]
+        if not words_read:
+            hidden_states = self.attention(hidden_states, words, attention_mask, packing)
         if self.crossattention is not None:
             hidden_states = self.crossattention(hidden_states, image_key_values, image_mask)
         return self.output(self.intermediate(hidden_states), hidden_states)
@@ -211,6 +278,12 @@ class FusionEncoder(VLPPreTrainedModel):
         """Keys and values of each fusion layer: (B, S, W) -> per layer two tensors (B, H, S, d)."""
         return [project(image_embeds) for project in self.image_key_values]
 
+    def read_words(self, text_embeds: Tensor, attention_mask: Tensor) -> Tensor:
+        """The first self-attention (R, L, D), which sees no image, so that a text needs it once for all
+        images."""
+        mask = _attention_mask(self.config, text_embeds, attention_mask)
+        return self.layer[0].attention(text_embeds, text_embeds, mask)
+
     def forward(
         self,
         text_embeds: Tensor,
@@ -218,25 +291,37 @@ class FusionEncoder(VLPPreTrainedModel):
         image_key_values: list[KeyValues],
         image_mask: Tensor | None = None,
         cls_only: bool = False,
+        words_read: bool = False,
     ) -> Tensor:
         """Fuse texts (R, L, D) with the image each belongs to: (R, L, D), or (R, 1, D) with `cls_only`.
 
         `attention_mask` (R, L) marks words, `image_mask` (B, S) the image tokens to see (all without it); R
-        is B, or a multiple of it with the texts of each image next to one another.
+        is B, or a multiple of it with the texts of each image next to one another. With `words_read`, texts
+        come from `read_words`. Many texts of one image are packed, so that padding costs nothing.
         """
-        images = len(image_key_values[0][0])
+        images, hidden_states = len(image_key_values[0][0]), text_embeds
         mask = _attention_mask(self.config, text_embeds, attention_mask)
-        context_mask = _image_mask(self.config, text_embeds, images, image_mask)
-        *lower, last = zip(self.layer, image_key_values, strict=True)
-        hidden_states = text_embeds
-        for layer, key_values in lower:
-            hidden_states = layer(hidden_states, mask, key_values, context_mask)
-        layer, key_values = last
-        if cls_only:
-            first = hidden_states[:, :1]
-            mask = _attention_mask(self.config, first, attention_mask, hidden_states)
-            context_mask = _image_mask(self.config, first, images, image_mask)
-        return layer(hidden_states, mask, key_values, context_mask, cls_only)
+        packing = Packing.of(attention_mask) if images == 1 < len(text_embeds) else None
+        if packing is not None:
+            hidden_states = packing.pack(text_embeds)
+        context_mask = _image_mask(self.config, hidden_states, images, image_mask)
+        for i, (layer, key_values) in enumerate(zip(self.layer, image_key_values, strict=True)):
+            is_last = i == len(self.layer) - 1
+            if cls_only and is_last:  # masks for one query per text
+                mask = _attention_mask(self.config, text_embeds[:, :1], attention_mask, text_embeds)
+                context_mask = _image_mask(self.config, text_embeds[:, :1], images, image_mask)
+            hidden_states = layer(
+                hidden_states,
+                mask,
+                key_values,
+                context_mask,
+                cls_only and is_last,
+                words_read and i == 0,
+                packing,
+            )
+        if packing is not None:
+            hidden_states = hidden_states.transpose(0, 1) if cls_only else packing.pad(hidden_states)
+        return hidden_states
 
 
 class MaskedLMHead(nn.Module):

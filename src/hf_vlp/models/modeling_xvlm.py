@@ -184,13 +184,14 @@ class XVLMModel(XVLMPreTrainedModel):
         key_values: list[KeyValues],
         image_mask: Tensor | None = None,
         cls_only: bool = False,
+        words_read: bool = False,
     ) -> Tensor:
         """Texts (R, L, D) fused with the image of each: (R, L, D), or only [CLS] (R, 1, D) with `cls_only`.
 
         `key_values` come from `project_image`, `image_mask` (B, S) marks the image tokens to see. R is B, or
         a multiple of it with the texts of each image next to one another.
         """
-        return self.fusion_model(text_embeds, attention_mask, key_values, image_mask, cls_only)
+        return self.fusion_model(text_embeds, attention_mask, key_values, image_mask, cls_only, words_read)
 
     def concepts(
         self,
@@ -301,12 +302,24 @@ class XVLMHead(XVLMPreTrainedModel):
 class XVLMMatchingHead(XVLMHead):
     """A head that matches texts with visual concepts (ITM)."""
 
-    def match(self, text_embeds: Tensor, attention_mask: Tensor, key_values: list[KeyValues]) -> Tensor:
+    def read_words(self, text_embeds: Tensor, attention_mask: Tensor) -> Tensor:
+        """What `match` makes of texts (R, L, D) before it sees an image, for texts that meet many images."""
+        return self.model.fusion_model.read_words(text_embeds, attention_mask)
+
+    def match(
+        self,
+        text_embeds: Tensor,
+        attention_mask: Tensor,
+        key_values: list[KeyValues],
+        words_read: bool = False,
+    ) -> Tensor:
         """Matching logits (R, 2), index 1 for a match, of texts (R, L, D) with the images of `key_values`.
 
-        R is the number of images or a multiple of it, with the texts of each image next to one another.
+        R is the number of images or a multiple of it, with the texts of each image next to one another. With
+        `words_read`, the texts come from `read_words`.
         """
-        return self.itm_head(self.model.fuse(text_embeds, attention_mask, key_values, cls_only=True)[:, 0])
+        fused = self.model.fuse(text_embeds, attention_mask, key_values, cls_only=True, words_read=words_read)
+        return self.itm_head(fused[:, 0])
 
     def draw_negatives(self, logits: Tensor, ids: Tensor | None) -> tuple[Tensor, Tensor]:
         """A wrong image for each text and a wrong text for each image (R,); none for the only pair of a batch

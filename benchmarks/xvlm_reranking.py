@@ -71,7 +71,8 @@ def written_out(model: XVLMForRetrieval, images: Tensor, texts: Tensor, mask: Te
 
 def side_by_side(model: XVLMForRetrieval, images: Tensor, texts: ReadTexts) -> Tensor:
     """Match logits (I, T) as `evaluate_retrieval` computes them."""
-    return rerank(model, images, texts, torch.ones(len(images), len(texts.lengths), dtype=torch.bool))
+    wanted = torch.ones(len(images), len(texts.lengths), dtype=torch.bool, device=images.device)
+    return rerank(model, images, texts, wanted)
 
 
 def read(model: XVLMForRetrieval, texts: Tensor, mask: Tensor) -> ReadTexts:

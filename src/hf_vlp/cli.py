@@ -4,7 +4,6 @@ Each command imports what it needs when it runs. What the package refuses (`Valu
 system refuses (`OSError`) ends as one line on stderr with exit code 1.
 """
 
-import os
 import sys
 from enum import Enum
 from pathlib import Path
@@ -74,8 +73,6 @@ def xvlm(
 
 def main() -> None:
     """Entry point of the console script."""
-    # before torch is imported: threads that spin while they wait make a busy machine many times slower
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app()
     except (ValueError, OSError) as error:

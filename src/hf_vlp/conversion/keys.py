@@ -64,8 +64,7 @@ def rename_keys(
     if unknown:
         raise ValueError(
             f"the checkpoint holds {len(unknown)} keys that the model has no place for, such as "
-            f"{unknown[:3]}; "
-            "it belongs to another model or to a changed one"
+            f"{unknown[:3]}; it belongs to another model or to a changed one"
         )
     return renamed, report
 
@@ -89,8 +88,7 @@ def load_into(model: torch.nn.Module, state: dict[str, Tensor], report: KeyRepor
             examples = ", ".join(names[:3])
             raise ValueError(
                 f"the checkpoint {problem} weights, {len(names)} in all: {examples}; it is incomplete, or "
-                f"its "
-                "geometry was not told right"
+                "its geometry was not told right"
             )
     model.load_state_dict(state, strict=False)
     model.tie_weights()

@@ -157,9 +157,8 @@ def _head_class(state: Mapping[str, Tensor]) -> type[XVLMHead]:
     if has == {"bbox_head"}:
         return XVLMForGrounding
     raise ValueError(
-        f"the checkpoint has no heads of an X-VLM pretraining, retrieval or grounding file (its first keys "
-        f"are "
-        f"{list(state)[:3]}); give one of these files"
+        "the checkpoint has no heads of an X-VLM pretraining, retrieval or grounding file (its first keys "
+        f"are {list(state)[:3]}); give one of these files"
     )
 
 
@@ -253,8 +252,7 @@ def _load_tokenizer(tokenizer: str | Path | PreTrainedTokenizerBase) -> PreTrain
     except (OSError, ValueError) as error:
         raise ValueError(
             f"tokenizer={str(tokenizer)!r} cannot be loaded; give the name or the folder of the tokenizer "
-            f"that the text "
-            "encoder was trained with (bert-base-uncased for the released files)"
+            "that the text encoder was trained with (bert-base-uncased for the released files)"
         ) from error
 
 
@@ -262,7 +260,6 @@ def _processor(config: XVLMConfig, tokenizer: PreTrainedTokenizerBase) -> XVLMPr
     if len(tokenizer) > config.text_config.vocab_size:
         raise ValueError(
             f"tokenizer has {len(tokenizer)} tokens, but the checkpoint embeds "
-            f"{config.text_config.vocab_size}; give the "
-            "tokenizer that the text encoder was trained with"
+            f"{config.text_config.vocab_size}; give the tokenizer that the text encoder was trained with"
         )
     return XVLMProcessor.from_config(config, tokenizer)

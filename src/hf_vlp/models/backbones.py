@@ -74,8 +74,7 @@ def _build_trunk(config: PreTrainedConfig) -> nn.Module:
     if type(config) not in MODEL_MAPPING:
         raise ValueError(
             f"vision_config is a {type(config).__name__}, for which transformers has no model; use the "
-            f"config of a "
-            "vision model such as SwinConfig, ViTConfig or TimmWrapperConfig"
+            "config of a vision model such as SwinConfig, ViTConfig or TimmWrapperConfig"
         )
     accepts_pooling = (
         "add_pooling_layer" in inspect.signature(MODEL_MAPPING[type(config)].__init__).parameters
@@ -131,8 +130,7 @@ def _resized_config(config: PreTrainedConfig, image_size: int) -> PreTrainedConf
     if config.model_type == "timm_wrapper" or old_size is None:
         raise ValueError(
             f"image_size={image_size} asks to resample a {config.model_type} trunk, which is done for "
-            f"transformers' own "
-            "vision models only; build the model with the wanted size instead"
+            "transformers' own vision models only; build the model with the wanted size instead"
         )
     resized = copy.deepcopy(config)
     resized.image_size, stride = image_size, trunk_stride(config)

@@ -38,6 +38,5 @@ class VLPTextConfig(PreTrainedConfig):
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"num_attention_heads={self.num_attention_heads} does not divide "
-                f"hidden_size={self.hidden_size}; "
-                "choose a number of heads that does"
+                f"hidden_size={self.hidden_size}; choose a number of heads that does"
             )

@@ -19,6 +19,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from .backbones import ImageTrunk
 from .base import Projection, VLPPreTrainedModel
 from .boxes import box_losses
+from .checks import check_ids, check_index, check_pairs, check_regions
 from .configuration_xvlm import XVLMConfig
 from .distributed import gather_rows
 from .layers_bert import FusionEncoder, KeyValues, MaskedLMHead, TextEncoder
@@ -168,7 +169,7 @@ class XVLMModel(XVLMPreTrainedModel):
             ValueError: the masks do not fit the patches, or the regions name more images than there are.
         """
         image_embeds = self.vision_model(pixel_values)
-        _check_regions(image_embeds, region_image_index, region_patch_mask)
+        check_regions(image_embeds, region_image_index, region_patch_mask)
         region_embeds = _region_means(image_embeds, region_image_index, region_patch_mask)
         embeds = torch.cat([region_embeds[:, None], image_embeds[region_image_index, 1:]], dim=1)
         return BaseModelOutputWithPooling(embeds, unit_vectors(self.image_projection, region_embeds))
@@ -206,7 +207,7 @@ class XVLMModel(XVLMPreTrainedModel):
         images = VisualConcepts(image_embeds[:, 0], self.project_image(image_embeds))
         if region_image_index is None:
             return images, images
-        _check_regions(image_embeds, region_image_index, region_patch_mask)
+        check_regions(image_embeds, region_image_index, region_patch_mask)
         images = images.select(region_image_index)
         region_embeds = _region_means(image_embeds, region_image_index, region_patch_mask)
         own = self.project_image(region_embeds[:, None])  # (R, H, 1, d)
@@ -262,7 +263,7 @@ class XVLMModel(XVLMPreTrainedModel):
             concepts, _ = self.concepts(output.image_embeds, region_image_index, region_patch_mask)
             output.image_features = unit_vectors(self.image_projection, concepts.embeds)
         if pixel_values is not None and input_ids is not None:
-            _check_pairs(concepts, input_ids)
+            check_pairs(len(concepts.embeds), input_ids)
             output.last_hidden_state = self.fuse(
                 output.text_embeds, attention_mask, concepts.key_values, concepts.mask
             )
@@ -401,7 +402,7 @@ class XVLMForPreTraining(XVLMMatchingHead):
         """
         image_embeds = self.model.vision_model(pixel_values)
         concepts, images = self.model.concepts(image_embeds, region_image_index, region_patch_mask)
-        _check_pairs(concepts, input_ids)
+        check_pairs(len(concepts.embeds), input_ids)
         text_embeds, masked_embeds = self.model.text_model(
             torch.cat([input_ids, mlm_input_ids]), torch.cat([attention_mask, attention_mask])
         ).chunk(2)
@@ -490,8 +491,8 @@ class XVLMForRetrieval(XVLMMatchingHead):
             return output if return_dict else output.to_tuple()
 
         concepts, _ = self.model.concepts(image.last_hidden_state)
-        _check_pairs(concepts, input_ids)
-        _check_ids(image_ids, input_ids)
+        check_pairs(len(concepts.embeds), input_ids)
+        check_ids(image_ids, input_ids)
         loss_itc, logits = self.model.image_text_contrast(**features, ids=image_ids)
         if negative_image_index is None:
             negative_image_index, negative_text_index = self.draw_negatives(logits, image_ids)
@@ -541,9 +542,9 @@ class XVLMForGrounding(XVLMHead):
         attention_mask = _all_ones(input_ids) if attention_mask is None else attention_mask
         images, _ = self.model.concepts(self.model.vision_model(pixel_values))
         if region_image_index is not None:
-            _check_index(region_image_index, len(pixel_values))
+            check_index(region_image_index, len(pixel_values))
             images = images.select(region_image_index)
-        _check_pairs(images, input_ids)
+        check_pairs(len(images.embeds), input_ids)
         text_embeds = self.model.text_model(input_ids, attention_mask)
         fused = self.model.fuse(text_embeds, attention_mask, images.key_values, cls_only=True)
         output = VLPForGroundingOutput(pred_boxes=self.bbox_head(fused[:, 0]).sigmoid())
@@ -572,52 +573,7 @@ def _box_losses(
     if target_boxes.shape != pred_boxes.shape:
         raise ValueError(
             f"target_boxes is {tuple(target_boxes.shape)} for {len(pred_boxes)} texts; give one box of cx, "
-            f"cy, w, h "
-            "relative to the image per text"
+            "cy, w, h relative to the image per text"
         )
     counted = None if is_full_image is None else ~is_full_image.bool()
     return box_losses(pred_boxes.float(), target_boxes.float(), counted)
-
-
-# Checks at the border
-
-
-def _check_pairs(concepts: VisualConcepts, input_ids: Tensor):
-    if len(concepts.embeds) != len(input_ids):
-        raise ValueError(
-            f"input_ids has {len(input_ids)} texts for {len(concepts.embeds)} images or regions; give one "
-            f"text for each, "
-            "or tell the image of each text with region_image_index"
-        )
-
-
-def _check_ids(image_ids: Tensor | None, input_ids: Tensor):
-    if image_ids is not None and image_ids.shape != (len(input_ids),):
-        raise ValueError(
-            f"image_ids is {tuple(image_ids.shape)} for {len(input_ids)} pairs; give one integer id per pair"
-        )
-
-
-def _check_index(region_image_index: Tensor, num_images: int):
-    if (
-        not torch.compiler.is_compiling()
-        and len(region_image_index)
-        and int(region_image_index.max()) >= num_images
-    ):
-        raise ValueError(
-            f"region_image_index names image {int(region_image_index.max())}, but pixel_values holds "
-            f"{num_images} "
-            "images; count images from 0 within the batch"
-        )
-
-
-def _check_regions(image_embeds: Tensor, region_image_index: Tensor, region_patch_mask: Tensor | None):
-    expected = (len(region_image_index), image_embeds.shape[1] - 1)
-    if region_patch_mask is None or tuple(region_patch_mask.shape) != expected:
-        got = None if region_patch_mask is None else tuple(region_patch_mask.shape)
-        raise ValueError(
-            f"region_patch_mask is {got}, but region_image_index and the image trunk ask for {expected} "
-            f"(regions, "
-            "patches); make it with the model's processor"
-        )
-    _check_index(region_image_index, len(image_embeds))

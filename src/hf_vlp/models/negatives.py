@@ -21,9 +21,8 @@ def hard_negatives(
     if len(logits) < 2 or bool((ids == ids[0]).all()):
         raise ValueError(
             f"image-text matching got a batch of {len(logits)} pair(s) of one and the same image and has no "
-            f"negatives; "
-            "use batches with at least two different images (dataloader_drop_last=True drops a last batch of "
-            "one)"
+            "negatives; use batches with at least two different images (dataloader_drop_last=True drops a "
+            "last batch of one)"
         )
     same = ids[:, None] == ids[None, :]
     text_for_image = _draw(logits, same, generator)

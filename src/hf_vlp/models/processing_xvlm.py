@@ -193,7 +193,6 @@ def _relative_boxes(boxes: Tensor | Sequence, image_size: tuple[int, int], image
     if bad.any():
         raise ValueError(
             f"boxes of image {image} hold {boxes[bad][0].tolist()}, which does not lie in its {width} x "
-            f"{height} pixels; "
-            "give x, y, w, h in pixels with w, h > 0, clipped to the image"
+            f"{height} pixels; give x, y, w, h in pixels with w, h > 0, clipped to the image"
         )
     return (corners / size).clamp(0, 1)

@@ -17,8 +17,7 @@ def split_bert_config(bert: PreTrainedConfig, num_fusion_layers: int) -> VLPText
     if num_fusion_layers < 1 or upper % num_fusion_layers:
         raise ValueError(
             f"num_fusion_layers={num_fusion_layers} cannot be taken evenly from the upper {upper} layers of "
-            f"the "
-            "BERT; use a divisor of them"
+            "the BERT; use a divisor of them"
         )
     shared = set(VLPTextConfig.__annotations__) & set(bert.to_dict()) - {"model_type"}
     fields = {name: getattr(bert, name) for name in shared}

@@ -297,12 +297,14 @@ class FusionEncoder(VLPPreTrainedModel):
 
         `attention_mask` (R, L) marks words, `image_mask` (B, S) the image tokens to see (all without it); R
         is B, or a multiple of it with the texts of each image next to one another. With `words_read`, texts
-        come from `read_words`. Many texts of one image are packed, so that padding costs nothing.
+        come from `read_words`. Many texts of one image are packed in evaluation, so that padding costs
+        nothing.
         """
         images, hidden_states = len(image_key_values[0][0]), text_embeds
         mask = _attention_mask(self.config, text_embeds, attention_mask)
-        packing = Packing.of(attention_mask) if images == 1 < len(text_embeds) else None
-        if packing is not None:
+        packing = None
+        if images == 1 < len(text_embeds) and not self.training:
+            packing = Packing.of(attention_mask)
             hidden_states = packing.pack(text_embeds)
         context_mask = _image_mask(self.config, hidden_states, images, image_mask)
         for i, (layer, key_values) in enumerate(zip(self.layer, image_key_values, strict=True)):

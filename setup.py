@@ -5,13 +5,14 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 VIZ = ["matplotlib"]
-TEST = ["pytest", "pytest-xdist", "hypothesis", "ruff", *VIZ]
+HDF5 = ["h5py"]
+TEST = ["pytest", "pytest-xdist", "hypothesis", "ruff", *VIZ, *HDF5]
 DOCS = ["sphinx", "furo", "myst-parser"]
 
 setup(
     name="hf-vlp",
     version="0.1.0",
-    description="Vision-language pre-training models in the Hugging Face ecosystem: ALBEF and X-VLM.",
+    description="Vision-language pre-training models in the Hugging Face ecosystem: LXMERT, ALBEF and X-VLM.",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
@@ -39,7 +40,7 @@ setup(
         "rich",
         "tqdm",
     ],
-    extras_require={"viz": VIZ, "test": TEST, "docs": DOCS},
+    extras_require={"viz": VIZ, "hdf5": HDF5, "test": TEST, "docs": DOCS},
     entry_points={"console_scripts": ["hf-vlp = hf_vlp.cli:main"]},
     classifiers=[
         "Development Status :: 3 - Alpha",

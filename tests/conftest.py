@@ -18,6 +18,11 @@ def pytest_addoption(parser):
         default=os.environ.get("HF_VLP_NLVR_DIR"),
         help="folder of NLVR v1 with its splits dev and test; tests on real images skip without it",
     )
+    parser.addoption(
+        "--butd-dir",
+        default=os.environ.get("HF_VLP_BUTD_DIR"),
+        help="folder of genuine bottom-up-attention rows, train2014_obj36.tsv; tests on them skip without it",
+    )
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -35,4 +40,12 @@ def nlvr_dir(request):
     path = request.config.getoption("--nlvr-dir")
     if path is None:
         pytest.skip("give the folder of NLVR v1 with --nlvr-dir or HF_VLP_NLVR_DIR")
+    return Path(path)
+
+
+@pytest.fixture
+def butd_dir(request):
+    path = request.config.getoption("--butd-dir")
+    if path is None:
+        pytest.skip("give the folder of genuine region features with --butd-dir or HF_VLP_BUTD_DIR")
     return Path(path)

@@ -2,7 +2,14 @@
 
 from pathlib import Path
 
-from tiny import tiny_albef_config, tiny_albef_processor, tiny_config, tiny_processor
+from tiny import (
+    tiny_albef_config,
+    tiny_albef_processor,
+    tiny_config,
+    tiny_lxmert_config,
+    tiny_lxmert_processor,
+    tiny_processor,
+)
 
 from hf_vlp import (
     ALBEFForGrounding,
@@ -11,6 +18,12 @@ from hf_vlp import (
     ALBEFForRetrieval,
     ALBEFForVisualEntailment,
     ALBEFForVisualReasoning,
+    LXMERTForGrounding,
+    LXMERTForPreTraining,
+    LXMERTForQuestionAnswering,
+    LXMERTForRetrieval,
+    LXMERTForVisualEntailment,
+    LXMERTForVisualReasoning,
     XVLMForGrounding,
     XVLMForPreTraining,
     XVLMForRetrieval,
@@ -24,13 +37,27 @@ ALBEF = (
     ALBEFForVisualEntailment,
     ALBEFForVisualReasoning,
 )
+LXMERT = (
+    LXMERTForPreTraining,
+    LXMERTForRetrieval,
+    LXMERTForGrounding,
+    LXMERTForQuestionAnswering,
+    LXMERTForVisualEntailment,
+    LXMERTForVisualReasoning,
+)
 XVLM = (XVLMForPreTraining, XVLMForRetrieval, XVLMForGrounding)
+
+LXMERT_ANSWERS = ["yes", "no", "red", "blue", "1", "2"]
+LXMERT_FEATURES = 16  # width of those of `save_trunk("vit")`
 
 
 def make_head(head):
-    """A head with new weights and no teacher, and its processor."""
+    """A head with new weights and no teacher, and its processor, LXMERT's without extractor."""
     if head in ALBEF:
         return head(tiny_albef_config(momentum_teacher=False)).eval(), tiny_albef_processor()
+    if head in LXMERT:
+        config = tiny_lxmert_config(visual_feat_dim=LXMERT_FEATURES, answers=LXMERT_ANSWERS)
+        return head(config).eval(), tiny_lxmert_processor()
     return head(tiny_config()).eval(), tiny_processor()
 
 

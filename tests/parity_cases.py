@@ -18,7 +18,8 @@ def read(path: Path) -> dict[str, torch.Tensor]:
 def read_official(folder: Path) -> tuple[dict[str, torch.Tensor], int]:
     """Official weights in float32, and the number of attention heads that tensors do not tell."""
     meta = json.loads((folder / "meta.json").read_text())
-    return read(folder / "official_state_dict.safetensors"), meta["text"]["num_attention_heads"]
+    heads = meta["text"]["num_attention_heads"] if "text" in meta else meta["heads"]
+    return read(folder / "official_state_dict.safetensors"), heads
 
 
 def load_case(folder: Path, convert, weights: Path | None = None) -> SimpleNamespace:

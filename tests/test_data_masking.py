@@ -87,13 +87,15 @@ def test_shares_and_labels():
     st.sampled_from([0.15, 0.5, 1.0]),
 )
 def test_token_masking(ids, seed, probability):
-    """Labels are the tokens that were there, never [CLS] (2) or [PAD] (0); with probability 1 all others."""
+    """Labels are the tokens that were there, never [PAD] (0), [CLS] (2) or [SEP] (3); with probability 1 all
+    others.
+    """
     length = max(map(len, ids))
     input_ids = torch.tensor([[2, *row, *[0] * (length - len(row))] for row in ids])
     attention_mask = torch.tensor([[1] * (len(row) + 1) + [0] * (length - len(row)) for row in ids])
     before = input_ids.clone()
     out = TokenMasking(tiny_tokenizer(), probability)(input_ids, attention_mask, random.Random(seed))
-    chosen, may_be = out["mlm_labels"] != -100, (input_ids != 0) & (input_ids != 2)
+    chosen, may_be = out["mlm_labels"] != -100, (input_ids != 0) & (input_ids != 2) & (input_ids != 3)
     assert torch.equal(input_ids, before) and not (chosen & ~may_be).any()
     assert torch.equal(out["mlm_labels"][chosen], input_ids[chosen])
     assert torch.equal(out["mlm_input_ids"][~chosen], input_ids[~chosen])

@@ -18,6 +18,8 @@ from hf_vlp.data import shapes
 from hf_vlp.data.scenes import COLOURS, LEVELS, SHAPES, Scene, draw, make_scene
 from hf_vlp.data.shapes import QUESTION_TYPES, SPLITS, TASKS, shapes_dataset, vocabulary
 from hf_vlp.data.task_readers import ENTAILMENT_LABELS
+from hf_vlp.models.region_extractors import crop_features
+from hf_vlp.models.regions import stack_regions
 
 levels = st.sampled_from(sorted(LEVELS))
 seeds = st.integers(0, 2**40)
@@ -372,6 +374,56 @@ def test_rows_can_be_streamed_selected_and_pickled(task):
     assert dataset.select([3]).shuffle(seed=0)[0] == rows[3]
     images = rows[0]["images"] if task == "pairs" else [rows[0]["image"]]
     assert all(image.size == (48, 48) and image.mode == "RGB" for image in images)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_regions_are_the_objects_of_the_scene(task):
+    dataset = shapes_dataset(task, "test", 6, level=2, image_size=60, regions=True)
+    plain = shapes_dataset(task, "test", 6, level=2, image_size=60)
+    assert dataset.column_names == [*plain.column_names, "regions"]
+    for number, row in zip(dataset.data.column(0).to_pylist(), dataset, strict=True):
+        scenes = shapes._row(task, 2, 60, number)
+        scenes = scenes["images"] if task == "pairs" else [scenes["image"]]
+        regions = row["regions"] if task == "pairs" else [row["regions"]]
+        images = row["images"] if task == "pairs" else [row["image"]]
+        assert len(regions) == len(scenes)
+        for scene, region, image in zip(scenes, regions, images, strict=True):
+            boxes = np.array([item.box(60) for item in scene.objects])
+            corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+            np.testing.assert_allclose(region["boxes"] * 60, corners, atol=1e-5)
+            assert region["object_ids"].tolist() == [item.kind.shape for item in scene.objects]
+            assert region["attribute_ids"].tolist() == [item.kind.colour for item in scene.objects]
+            assert region["image_size"].tolist() == [60, 60]
+            np.testing.assert_array_equal(region["features"], crop_features(image, boxes).numpy())
+            for name in ("object_scores", "attribute_scores"):
+                assert region[name].tolist() == [1.0] * len(boxes)
+    assert stack_regions(regions).features.shape[2] == 48
+
+
+def test_a_covered_cell_is_no_region():
+    for row in shapes_dataset("entailment", "train", 20, regions=True):
+        grey = np.array([120, 120, 120]) / 255
+        assert (
+            not np.isclose(row["regions"]["features"].reshape(-1, 16, 3), grey, atol=1e-3).all((1, 2)).any()
+        )
+
+
+def test_images_are_drawn_once_for_their_regions(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(shapes, "draw", lambda *args: drawn.append(args) or draw(*args))
+    dataset = shapes_dataset("captions", "train", 5, seed=77, regions=True)
+    first, again = (dataset.select_columns("regions")[:]["regions"] for _ in range(2))
+    assert len(drawn) == 5
+    first[0]["features"][:] = -1
+    assert (dataset[0]["regions"]["features"] == again[0]["features"]).all()
+
+
+def test_regions_reach_streams_selections_and_pickles():
+    dataset = shapes_dataset("pairs", "train", 6, regions=True)
+    expected = dataset[3]["regions"][1]["features"]
+    streamed = list(dataset.to_iterable_dataset(num_shards=2))[3]
+    for row in (streamed, dataset.select([3])[0], pickle.loads(pickle.dumps(dataset))[3]):
+        np.testing.assert_array_equal(row["regions"][1]["features"], expected)
 
 
 def test_rows_reach_the_workers_of_a_loader():

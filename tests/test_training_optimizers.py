@@ -1,11 +1,14 @@
-"""OfficialAdamW against a plain re-implementation of its rule, and against torch's AdamW where they agree."""
+"""Official optimizers against plain re-implementations of their rules, and against torch where they agree."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
+from torch.optim.lr_scheduler import LambdaLR
 
-from hf_vlp.training import OfficialAdamW
+from hf_vlp.training import BertAdam, OfficialAdamW
+from hf_vlp.training.optimizers import bert_schedule
 
 
 def scalar_adamw(value: float, gradients: list[float], lr: float, betas, eps: float, decay: float) -> float:
@@ -120,5 +123,62 @@ def test_closure():
     ],
 )
 def test_errors(settings, match):
-    with pytest.raises(ValueError, match=match):
-        OfficialAdamW([torch.nn.Parameter(torch.ones(1))], **settings)
+    for optimizer_class in (OfficialAdamW, BertAdam):
+        with pytest.raises(ValueError, match=match):
+            optimizer_class([torch.nn.Parameter(torch.ones(1))], **settings)
+
+
+# BertAdam
+
+
+def scalar_bert_adam(value: float, gradients: list[float], lr: float, warmup: float, decay: float) -> float:
+    """One number at a time, in Python floats, with its schedule over as many steps as there are gradients."""
+    mean = square = 0.0
+    for step, gradient in enumerate(gradients):
+        mean = 0.9 * mean + 0.1 * gradient
+        square = 0.999 * square + 0.001 * gradient * gradient
+        done = step / len(gradients)
+        factor = done / warmup if done < warmup else max((1 - done) / (1 - warmup), 0)
+        value -= lr * factor * (mean / (math.sqrt(square) + 1e-6) + decay * value)
+    return value
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 5e-6)])
+@pytest.mark.parametrize(("warmup", "decay"), [(0.05, 0.01), (0.125, 0.0)])  # 12.5 steps: no whole number
+def test_a_hundred_steps_of_bert_adam_against_scalars(dtype, tolerance, warmup, decay):
+    generator = torch.Generator().manual_seed(0)
+    sizes = [10.0**-n for n in range(9, 1, -1)]
+    params = [torch.nn.Parameter(torch.randn(3, generator=generator).to(dtype)) for _ in sizes]
+    start = [p.detach().double().clone() for p in params]
+    gradients = [
+        [(torch.randn(3, generator=generator) * size).to(dtype) for _ in range(100)] for size in sizes
+    ]
+    optimizer = BertAdam(params, lr=1e-3, weight_decay=decay)
+    scheduler = LambdaLR(optimizer, partial(bert_schedule, num_steps=100, warmup=warmup))
+    for step in range(100):
+        for param, of_param in zip(params, gradients, strict=True):
+            param.grad = of_param[step]
+        optimizer.step()
+        scheduler.step()
+    for param, before, of_param in zip(params, start, gradients, strict=True):
+        for i in range(3):
+            steps = [gradient[i].item() for gradient in of_param]
+            expected = scalar_bert_adam(before[i].item(), steps, 1e-3, warmup, decay)
+            assert param[i].item() == pytest.approx(expected, abs=tolerance)
+
+
+def test_bert_adam_skips_only_missing_gradients():
+    zero, missing = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))
+    zero.grad = torch.zeros(2)
+    BertAdam([zero, missing], lr=0.1, weight_decay=0.1).step()
+    assert zero.tolist() == pytest.approx([0.99, 0.99]) and torch.equal(missing, torch.ones(2))
+
+
+def test_bert_schedule():
+    assert bert_schedule(0, 1003, 0.1) == 0
+    assert bert_schedule(100, 1003, 0.1) == pytest.approx(100 / 100.3)
+    assert bert_schedule(101, 1003, 0.1) == pytest.approx((1 - 101 / 1003) / 0.9)
+    assert bert_schedule(1003, 1003, 0.1) == bert_schedule(1010, 1003, 0.1) == 0
+    assert [bert_schedule(step, 4, 0.0) for step in range(5)] == [1, 0.75, 0.5, 0.25, 0]
+    assert [bert_schedule(step, 4, 1.0) for step in range(5)] == [0, 0.25, 0.5, 0.75, 0]
+    assert max(bert_schedule(step, 10, 2.0) for step in range(10)) < 0.5

@@ -350,6 +350,10 @@ def test_recipes(tmp_path, name):
         assert args.official_adamw and args.weight_decay == 0.01 and args.lr_scheduler_type == "linear"
         assert (args.adam_beta1, args.adam_beta2, args.adam_epsilon) == (0.9, 0.98, 1e-8)
         assert args.learning_rate == (1e-4 if pretraining and "grounding" not in name else 3e-5)
+    elif name.startswith("lxmert"):
+        assert args.bert_adam and args.weight_decay == 0.01 and args.lr_scheduler_type == "linear"
+        assert (args.adam_beta1, args.adam_beta2, args.adam_epsilon) == (0.9, 0.999, 1e-6)
+        assert (args.max_grad_norm, args.warmup_steps) == ((1.0, 0.05) if "pretrain" in name else (5.0, 0.1))
     else:
         assert not args.official_adamw and args.weight_decay == 0.02 and args.max_grad_norm == 0
         assert (args.adam_beta1, args.adam_beta2, args.adam_epsilon) == (0.9, 0.999, 1e-8)
@@ -440,6 +444,9 @@ def test_recipes_count_region_steps():
         ({"alpha_ramp_epochs": -1.0}, "alpha_ramp_epochs is -1.0"),
         ({"per_device_region_batch_size": 0}, "per_device_region_batch_size is 0"),
         ({"official_adamw": True, "optim": "adafactor"}, "optim is"),
+        ({"official_adamw": True, "bert_adam": True}, "official_adamw True and bert_adam True; choose one"),
+        ({"answer_loss_weights": []}, r"answer_loss_weights is \[\]; give at least one"),
+        ({"answer_loss_weights": [1.0, -1.0]}, r"answer_loss_weights is \[1.0, -1.0\]"),
     ],
 )
 def test_argument_errors(tmp_path, fields, match):
@@ -452,6 +459,8 @@ def test_trainer_errors(tmp_path):
         VLPTrainer(XVLMForGrounding(tiny_config()), TrainingArguments(str(tmp_path), use_cpu=True))
     with pytest.raises(ValueError, match="XVLMForGrounding learns from no teacher"):
         VLPTrainer(XVLMForGrounding(tiny_config()), arguments(tmp_path, alpha_ramp_epochs=1.0))
+    with pytest.raises(ValueError, match="XVLMForGrounding has no answer loss to weigh"):
+        VLPTrainer(XVLMForGrounding(tiny_config()), arguments(tmp_path, answer_loss_weights=[0.0, 1.0]))
     with pytest.raises(ValueError, match="name is 'xvlm_pretrain'; the recipes are albef_pretrain"):
         recipe("xvlm_pretrain", str(tmp_path))
     with pytest.raises(ValueError, match="has 3 rows"):

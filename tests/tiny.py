@@ -7,6 +7,8 @@ from hf_vlp import (
     ALBEFConfig,
     ALBEFImageProcessor,
     ALBEFProcessor,
+    LXMERTConfig,
+    LXMERTProcessor,
     XVLMConfig,
     XVLMImageProcessor,
     XVLMProcessor,
@@ -57,6 +59,16 @@ def tiny_albef_config(trunk: str = "vit", **fields) -> ALBEFConfig:
     return ALBEFConfig(vision_config=TRUNKS[trunk](), text_config=dict(TEXT), **settings)
 
 
+REGIONS, FEATURE_DIM = 5, 12
+
+
+def tiny_lxmert_config(**fields) -> LXMERTConfig:
+    geometry = {name: TEXT[name] for name in TEXT if not name.startswith("num_") and "token" not in name}
+    sizes = {"l_layers": 2, "r_layers": 1, "x_layers": 2, "num_attention_heads": 2}
+    classes = {"num_object_labels": 7, "num_attr_labels": 5, "num_qa_labels": 6}
+    return LXMERTConfig(**geometry | sizes | classes | {"visual_feat_dim": FEATURE_DIM} | fields)
+
+
 def tiny_tokenizer() -> BertTokenizer:
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
     return BertTokenizer(vocab={word: i for i, word in enumerate(vocabulary)})
@@ -70,6 +82,10 @@ def tiny_processor() -> XVLMProcessor:
 def tiny_albef_processor() -> ALBEFProcessor:
     image_processor = ALBEFImageProcessor(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE})
     return ALBEFProcessor(image_processor, tiny_tokenizer(), max_tokens=20)
+
+
+def tiny_lxmert_processor(extractor=None) -> LXMERTProcessor:
+    return LXMERTProcessor(tiny_tokenizer(), extractor=extractor)
 
 
 def text_batch(rows: int, length: int = 7, padding: int = 0, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -178,3 +194,112 @@ def assignment_batch(padding: int = 0, rows: int = 4) -> dict[str, torch.Tensor]
         **image_batch(rows), **text_batch(rows, padding=padding), "labels": own % 3,
         "negative_image_index": torch.stack([own.roll(1), own.roll(2)], 1),
     }  # fmt: skip
+
+
+def region_rows(images: int, seed: int = 0, regions: int = REGIONS) -> list[dict]:
+    """Regions of each image as an extractor gives them, the last image with one less."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = []
+    for image in range(images):
+        count = regions - (image == images - 1)
+        corners = torch.rand(count, 2, 2, generator=generator).sort(dim=1).values  # (R, corner, x and y)
+        rows.append(
+            {
+                "features": torch.randn(count, FEATURE_DIM, generator=generator),
+                "boxes": corners.flatten(1),
+                "object_ids": torch.randint(7, (count,), generator=generator),
+                "object_scores": torch.rand(count, generator=generator),
+                "attribute_ids": torch.randint(5, (count,), generator=generator),
+                "attribute_scores": torch.rand(count, generator=generator),
+                "image_size": torch.tensor([30, 40]),
+            }
+        )
+    return rows
+
+
+def visual_batch(images: int, padding: int = 0) -> dict[str, torch.Tensor]:
+    """Regions of which the last image has one less, and `padding` slots with features that say nothing."""
+    return pad_regions(region_rows(images), padding)
+
+
+def pad_regions(rows: list[dict], padding: int) -> dict[str, torch.Tensor]:
+    batch = dict(tiny_lxmert_processor()(regions=rows))
+    for name, value in batch.items():
+        slots = torch.full((len(rows), padding, *value.shape[2:]), 0 if "mask" in name else 0.5)
+        batch[name] = torch.cat([value, slots.to(value.dtype)], dim=1)
+    return batch
+
+
+def visual_text_batch(padding: int = 0, rows: int = 4) -> dict[str, torch.Tensor]:
+    return {**visual_batch(rows, padding), **text_batch(rows, padding=padding)}
+
+
+def lxmert_pretraining_batch(padding: int = 0, rows: int = 4) -> dict[str, torch.Tensor]:
+    """The last row is a caption of another image, and none of its business is to answer."""
+    texts, visual = text_batch(rows, padding=padding), visual_batch(rows, padding)
+    there = visual["visual_attention_mask"].bool()
+    masked = there & (torch.arange(there.shape[1]) % 2 == 0)
+    regions = torch.arange(there.numel()).view_as(there)
+    target = visual["visual_feats"]
+    return {
+        **visual,
+        **masked_batch(texts),
+        "attention_mask": texts["attention_mask"],
+        "visual_feats": target.masked_fill(masked[..., None], 0),
+        "itm_labels": (torch.arange(rows) < rows - 1).long(),
+        "region_mask": masked,
+        "target_feats": target,
+        "object_ids": torch.where(there, regions // there.shape[1] + 1, 0),
+        "object_scores": torch.full(there.shape, 0.5),
+        "attribute_ids": torch.where(there, regions // there.shape[1] % 5, 0),
+        "attribute_scores": torch.full(there.shape, 0.25),
+        "answer_labels": torch.arange(rows).masked_fill(torch.arange(rows) == rows - 1, -100),
+    }
+
+
+def soft_answer_batch(padding: int = 0, rows: int = 4) -> dict[str, torch.Tensor]:
+    """Two questions on each image; the first has two answers that are right."""
+    labels = torch.eye(6)[torch.arange(rows) % 6]
+    labels[0, 4] = 1.0
+    index = {"image_index": torch.arange(rows) // 2}
+    return {
+        **visual_batch(rows // 2, padding),
+        **text_batch(rows, padding=padding),
+        "labels": labels,
+        **index,
+    }
+
+
+def visual_entailment_batch(padding: int = 0, rows: int = 4) -> dict[str, torch.Tensor]:
+    batch = soft_answer_batch(padding, rows)
+    return batch | {"labels": torch.arange(rows) % 3}
+
+
+def visual_pair_batch(padding: int = 0, rows: int = 4) -> dict[str, torch.Tensor]:
+    pairs = {name: value.unflatten(0, (rows, 2)) for name, value in visual_batch(2 * rows, padding).items()}
+    return {**pairs, **text_batch(rows, padding=padding), "labels": torch.arange(rows) % 2}
+
+
+def visual_retrieval_batch(padding: int = 0, rows: int = 4) -> dict[str, torch.Tensor]:
+    roll = torch.arange(rows).roll(1)
+    return {
+        **visual_text_batch(padding, rows),
+        "image_ids": torch.arange(rows),
+        "negative_image_index": roll, "negative_text_index": roll,
+    }  # fmt: skip
+
+
+def visual_grounding_batch(padding: int = 0) -> dict[str, torch.Tensor]:
+    """Two texts on each of two images, whose regions are the cells of a 2 x 2 grid; boxes are a little
+    off."""
+    corners = torch.tensor([[x, y, x + 0.5, y + 0.5] for y in (0, 0.5) for x in (0, 0.5)])
+    rows = region_rows(3)[:2]
+    rows = [row | {"features": row["features"][:4], "boxes": corners} for row in rows]
+    rows = [{name: row[name] for name in ("features", "boxes", "image_size")} for row in rows]
+    targets = torch.tensor([[0.25, 0.25], [0.75, 0.25], [0.25, 0.75], [0.75, 0.75]])
+    return {
+        **pad_regions(rows, padding),
+        **text_batch(4, padding=padding),
+        "target_boxes": torch.cat([targets + 0.02, torch.full((4, 2), 0.46)], dim=1),
+        "region_image_index": torch.tensor([0, 0, 1, 1]),
+    }

@@ -9,9 +9,12 @@ from .models.auto import (
     register,
 )
 from .models.configuration_albef import ALBEFConfig
+from .models.configuration_butd import BUTDConfig
+from .models.configuration_lxmert import LXMERTConfig
 from .models.configuration_text import VLPTextConfig
 from .models.configuration_xvlm import XVLMConfig
 from .models.image_processing_albef import ALBEFImageProcessor
+from .models.image_processing_butd import BUTDImageProcessor
 from .models.image_processing_xvlm import XVLMImageProcessor
 from .models.modeling_albef import ALBEFForGrounding, ALBEFForPreTraining, ALBEFForRetrieval, ALBEFModel
 from .models.modeling_albef_tasks import (
@@ -20,8 +23,19 @@ from .models.modeling_albef_tasks import (
     ALBEFForVisualEntailment,
     ALBEFForVisualReasoning,
 )
+from .models.modeling_butd import BUTDDetector
+from .models.modeling_lxmert import LXMERTModel
+from .models.modeling_lxmert_pretraining import LXMERTForPreTraining
+from .models.modeling_lxmert_tasks import (
+    LXMERTForGrounding,
+    LXMERTForQuestionAnswering,
+    LXMERTForRetrieval,
+    LXMERTForVisualEntailment,
+    LXMERTForVisualReasoning,
+)
 from .models.modeling_xvlm import XVLMForGrounding, XVLMForPreTraining, XVLMForRetrieval, XVLMModel
 from .models.processing_albef import ALBEFProcessor
+from .models.processing_lxmert import LXMERTProcessor
 from .models.processing_xvlm import XVLMProcessor
 
 register()
@@ -62,6 +76,18 @@ __all__ = [
     "AutoModelForTextAssignment",
     "AutoModelForVisualEntailment",
     "AutoModelForVisualReasoning",
+    "BUTDConfig",
+    "BUTDDetector",
+    "BUTDImageProcessor",
+    "LXMERTConfig",
+    "LXMERTForGrounding",
+    "LXMERTForPreTraining",
+    "LXMERTForQuestionAnswering",
+    "LXMERTForRetrieval",
+    "LXMERTForVisualEntailment",
+    "LXMERTForVisualReasoning",
+    "LXMERTModel",
+    "LXMERTProcessor",
     "VLPTextConfig",
     "VLPTrainer",
     "VLPTrainingArguments",

@@ -1,4 +1,5 @@
-"""The command `hf-vlp`: the quickstart, prediction, training, evaluation, and converters of checkpoints.
+"""The command `hf-vlp`: the quickstart, prediction, training, evaluation, regions of images, and converters
+of checkpoints.
 
 Each command imports what it needs when it runs. What the package refuses (`ValueError`) and what the file
 system refuses (`OSError`) ends as one line on stderr with exit code 1.
@@ -14,7 +15,8 @@ import typer
 
 app = typer.Typer(
     name="hf-vlp",
-    help="ALBEF and X-VLM in the Hugging Face ecosystem: train, score and use them, convert checkpoints.",
+    help="LXMERT, ALBEF and X-VLM in the Hugging Face ecosystem: train, score and use them, convert "
+    "checkpoints.",
     no_args_is_help=True,
     add_completion=False,
 )
@@ -67,7 +69,24 @@ Rows = Annotated[
 Split = Annotated[str, typer.Option(help="Which split, where the data has several.")]
 Answers = Annotated[
     Path | None,
-    typer.Option(help="For vqa: answers to rank, a JSON list or one in each line.", show_default=False),
+    typer.Option(
+        help="For vqa: answers to rank, a JSON list or one in each line; LXMERT knows its own.",
+        show_default=False,
+    ),
+]
+Features = Annotated[
+    Path | None,
+    typer.Option(
+        help="For LXMERT: a folder of regions (hf-vlp extract) for rows without, by image_id or image_ids.",
+        show_default=False,
+    ),
+]
+Extractor = Annotated[
+    str | None,
+    typer.Option(
+        help="For LXMERT: what finds regions in images, as in hf-vlp extract, in place of the model's own.",
+        show_default=False,
+    ),
 ]
 BatchSize = Annotated[int, typer.Option(help="Rows at a time.")]
 
@@ -92,6 +111,7 @@ def predict(
             show_default=False,
         ),
     ] = None,
+    extractor: Extractor = None,
     top_k: Annotated[int, typer.Option(help="For vqa: answers to print.")] = 5,
     batch_size: BatchSize = 32,
 ) -> None:
@@ -102,7 +122,7 @@ def predict(
     """
     from .commands.predict import run
 
-    printed = run(task, model, images, text, out, answers, proposals, top_k=top_k, batch_size=batch_size)
+    printed = run(task, model, images, text, out, answers, proposals, extractor, top_k, batch_size)
     if printed is not None:
         typer.echo(printed)
 
@@ -118,6 +138,15 @@ def train(
     regions: Annotated[
         str | None,
         typer.Option(help="Rows of regions, mixed into X-VLM's pre-training.", show_default=False),
+    ] = None,
+    features: Features = None,
+    extractor: Extractor = None,
+    answers: Annotated[
+        Path | None,
+        typer.Option(
+            help="For LXMERT's vqa: answers to choose from, a JSON list or one in each line.",
+            show_default=False,
+        ),
     ] = None,
     split: Split = "train",
     recipe: Annotated[
@@ -160,6 +189,9 @@ def train(
         data,
         out,
         regions=regions,
+        features=features,
+        extractor=extractor,
+        answers=answers,
         split=split,
         recipe=recipe,
         image_size=image_size,
@@ -178,6 +210,8 @@ def evaluate(
     data: Rows,
     split: Split = "test",
     answers: Answers = None,
+    features: Features = None,
+    extractor: Extractor = None,
     top_k: Annotated[
         int, typer.Option(help="Candidates that retrieval re-ranks, answers that vqa ranks whole.")
     ] = 128,
@@ -186,8 +220,31 @@ def evaluate(
     """Score a model on your rows: JSON of the metrics beside those of an honest baseline."""
     from .commands.evaluate import run
 
-    scores = run(task, model, data, split=split, answers=answers, top_k=top_k, batch_size=batch_size)
+    scores = run(task, model, data, split, answers, features, extractor, top_k, batch_size)
     typer.echo(json.dumps(scores, indent=2))
+
+
+@app.command()
+def extract(
+    images: Annotated[list[str], typer.Argument(help="Images, or folders of them.")],
+    extractor: Annotated[
+        str,
+        typer.Option(
+            help="Folder or Hub name of a detector, grid:NAME for the cells of a vision model, or "
+            "torchvision:NAME; #N after it for other than 36 regions (of grids: 6 x 6).",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="The folder of the regions.", show_default=False)],
+    batch_size: Annotated[int, typer.Option(help="Images at a time.")] = 8,
+    on_bad_image: Annotated[
+        Literal["raise", "skip"], typer.Option(help="Stop at images that cannot be read, or leave them out.")
+    ] = "raise",
+) -> None:
+    """Find the regions of images, for models that read regions; go on where an earlier run was cut short."""
+    from .commands.extract import run
+
+    typer.echo(run(images, extractor, out, batch_size=batch_size, on_bad_image=on_bad_image))
 
 
 @convert.command()
@@ -222,6 +279,58 @@ def albef(
         num_attention_heads=num_attention_heads,
         momentum=momentum,
         grounding=grounding,
+    )
+    typer.echo(f"{report}\nwritten to {out}")
+
+
+@convert.command()
+def butd(
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(
+            help="Weights of the bottom-up-attention detector (.caffemodel, .pkl, .pth, .safetensors)."
+        ),
+    ],
+    out: Out,
+) -> None:
+    """Convert the detector that finds LXMERT's regions, of Caffe or of a copy, and report every key."""
+    from .conversion.butd import convert_checkpoint
+
+    typer.echo(f"{convert_checkpoint(checkpoint, out)}\nwritten to {out}")
+
+
+@convert.command()
+def lxmert(
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(help="An official LXMERT checkpoint (.pth), or the weights of one of transformers."),
+    ],
+    out: Out,
+    answers: Annotated[
+        Path | None,
+        typer.Option(
+            help="The answers of its head, which it lacks: all_ans.json, or trainval_label2ans.json.",
+            show_default=False,
+        ),
+    ] = None,
+    num_attention_heads: Annotated[
+        int | None, typer.Option(help="Heads of the layers, where they are not 64 wide.", show_default=False)
+    ] = None,
+    tokenizer: Tokenizer = "bert-base-uncased",
+) -> None:
+    """Convert an LXMERT checkpoint, pre-trained or fine-tuned, and report every key.
+
+    Its kind is read from the keys: pre-training, question answering (VQA, GQA), or NLVR2.
+    """
+    from .conversion.lxmert import convert_checkpoint
+    from .data.lxmert_readers import read_answer_table
+
+    report = convert_checkpoint(
+        checkpoint,
+        out,
+        tokenizer=tokenizer,
+        num_attention_heads=num_attention_heads,
+        answers=answers and read_answer_table(answers),
     )
     typer.echo(f"{report}\nwritten to {out}")
 

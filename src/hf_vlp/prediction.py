@@ -3,8 +3,9 @@
     model = load_head("grounding", "my_model")
     predict("grounding", model, processor, ["photo.jpg"], ["the dog", "the man with a hat"])
 
-Images are PIL images or paths. Predictions name the image by its place in `images`; those of heat maps hold a
-tensor, all else is what JSON holds.
+Images are PIL images or paths, for LXMERT also their regions, the dict that `stack_regions` takes.
+Predictions name the image by its place in `images`; those of heat maps hold a tensor, all else is what JSON
+holds.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,14 +15,22 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
-from .evaluation.inference import batched, distinct_images, evaluating, to_model
-from .images import load_image
+from .evaluation.classification import pair_inputs
+from .evaluation.inference import batched, evaluating, to_model, visual_inputs
+from .evaluation.question_answering import answer_candidates
 from .models.image_text import MatchingHead
 from .models.modeling_albef import ALBEFForGrounding
 from .models.modeling_albef_tasks import (
     ALBEFForQuestionAnswering,
     ALBEFForVisualEntailment,
     ALBEFForVisualReasoning,
+)
+from .models.modeling_lxmert_tasks import (
+    LXMERTForGrounding,
+    LXMERTForQuestionAnswering,
+    LXMERTForRetrieval,
+    LXMERTForVisualEntailment,
+    LXMERTForVisualReasoning,
 )
 from .models.modeling_xvlm import XVLMForGrounding
 
@@ -74,24 +83,28 @@ def answer_questions(
     batch_size: int = 32,
 ) -> list[Prediction]:
     """The `top_k` best of the list `answers` to each question with their probabilities, best first; without a
-    list the one answer that the model writes.
+    list the one answer that ALBEF writes, or the best of LXMERT's own `config.answers`.
 
     Returns:
-        Of each question `image`, `text`, and `answers`: dicts of `answer` and, from a list, `probability`.
+        Of each question `image`, `text`, and `answers`: dicts of `answer` and, from a list, `probability`,
+        among those that were ranked, or of LXMERT each answer's own.
 
     Raises:
-        ValueError: images and texts that do not fit, an empty list, `top_k` or `batch_size` below 1.
+        ValueError: images and texts that do not fit, an empty list, or one that is not LXMERT's, `top_k` or
+            `batch_size` below 1.
     """
     if top_k < 1:
         raise ValueError(f"top_k is {top_k}; use a number of answers of at least 1")
     rows, found = pair(images, texts), []
     with evaluating(model):
-        candidates = None if answers is None else to_model(processor.encode_answers(answers), model)
+        writes = answers is None and not isinstance(model, LXMERTForQuestionAnswering)
+        if not writes:
+            answers, candidates = answer_candidates(model, processor, answers)
         for batch in batched(rows, batch_size):
-            inputs, index = _image_inputs(model, processor, batch)
-            questions = processor.encode_questions([row["text"] for row in batch])
-            inputs |= to_model(questions, model) | {"image_index": index}
-            if candidates is None:
+            visual = visual_inputs(model, processor, [row["image"] for row in batch])
+            questions = to_model(processor.encode_questions([row["text"] for row in batch]), model)
+            inputs = {**visual.inputs, **questions, "image_index": visual.index}
+            if writes:
                 written = processor.decode_answers(model.generate(**inputs))
                 found += [[{"answer": answer}] for answer in written]
                 continue
@@ -112,37 +125,57 @@ def match_texts(
     """Compare every image with every text by their features (ITC), and match them (ITM).
 
     Returns:
-        Of each pair, image by image, `image`, `text`, `cosine` of the features, `probability` of a match, and
-        by that probability `text_rank`, the text's place among all texts of the image, and `image_rank`, the
-        image's among all images of the text; 1 is the best.
+        Of each pair, image by image, `image`, `text`, `cosine` of the features (not of LXMERT, which has
+        none), `probability` of a match, and by that probability `text_rank`, the text's place among all texts
+        of the image, and `image_rank`, the image's among all images of the text; 1 is the best.
 
     Raises:
         ValueError: no images or no texts, or `batch_size` below 1.
     """
     _check_any(images, texts)
-    cosines, probabilities = [], []
+    score = _match_all if isinstance(model, LXMERTForRetrieval) else _compare_and_match
     with evaluating(model):
         tokens = to_model(processor(text=list(texts), return_tensors="pt"), model)
-        mask, words = tokens["attention_mask"], model.get_text_features(**tokens)
-        read = model.read_words(words.last_hidden_state, mask)
-        for batch in batched(images, batch_size):
-            pixels = processor(images=[load_image(image) for image in batch], return_tensors="pt")
-            output = model.get_image_features(**to_model(pixels, model))
-            cosines.append(output.pooler_output @ words.pooler_output.T)
-            for embeds in output.last_hidden_state.split(1):
-                key_values = model.project_image(embeds)
-                pieces = zip(read.split(batch_size), mask.split(batch_size), strict=True)
-                logits = [model.match(*piece, key_values, words_read=True) for piece in pieces]
-                probabilities.append(torch.cat(logits).float().softmax(dim=1)[:, 1])
-    cosines, probabilities = torch.cat(cosines).float(), torch.stack(probabilities)  # (I, T)
-    values = (cosines, probabilities, _ranks(probabilities, dim=1), _ranks(probabilities, dim=0))
-    names = ("cosine", "probability", "text_rank", "image_rank")
-    columns = [value.flatten().tolist() for value in values]
+        values = score(model, processor, images, tokens, batch_size)
+    probabilities = values["probability"]
+    values |= {"text_rank": _ranks(probabilities, dim=1), "image_rank": _ranks(probabilities, dim=0)}
+    columns = [value.flatten().tolist() for value in values.values()]
     pairs = [{"image": i, "text": text} for i in range(len(images)) for text in texts]
     return [
-        row | dict(zip(names, numbers, strict=True))
+        row | dict(zip(values, numbers, strict=True))
         for row, numbers in zip(pairs, zip(*columns, strict=True), strict=True)
     ]
+
+
+def _compare_and_match(
+    model, processor, images: Sequence, tokens: dict, batch_size: int
+) -> dict[str, Tensor]:
+    """Cosine and probability of a match (I, T)."""
+    mask, words = tokens["attention_mask"], model.get_text_features(**tokens)
+    read = model.read_words(words.last_hidden_state, mask)
+    cosines, probabilities = [], []
+    for batch in batched(images, batch_size):
+        output = model.get_image_features(**visual_inputs(model, processor, batch).repeated())
+        cosines.append(output.pooler_output @ words.pooler_output.T)
+        for embeds in output.last_hidden_state.split(1):
+            key_values = model.project_image(embeds)
+            pieces = zip(read.split(batch_size), mask.split(batch_size), strict=True)
+            logits = [model.match(*piece, key_values, words_read=True) for piece in pieces]
+            probabilities.append(torch.cat(logits).float().softmax(dim=1)[:, 1])
+    return {"cosine": torch.cat(cosines).float(), "probability": torch.stack(probabilities)}
+
+
+def _match_all(model, processor, images: Sequence, tokens: dict, batch_size: int) -> dict[str, Tensor]:
+    """Probability of a match (I, T), by a model that has no features to compare."""
+    mask, words = tokens["attention_mask"], model.get_text_features(**tokens).last_hidden_state
+    probabilities = []
+    for batch in batched(images, batch_size):
+        visual = visual_inputs(model, processor, batch)
+        regions = model.get_image_features(**visual.inputs).last_hidden_state
+        region_mask = visual.inputs["visual_attention_mask"]
+        found = model.score_pairs(words, mask, regions, region_mask, pairs_per_call=batch_size)
+        probabilities.append(found[visual.index])
+    return {"probability": torch.cat(probabilities)}
 
 
 def locate_texts(
@@ -158,7 +191,9 @@ def locate_texts(
 
     Returns:
         Of each text `image`, `text`, and `box`, x1, y1, x2, y2 in pixels; from heads with a heat map also
-        `probability` of a match and `heatmap`, a tensor (grid, grid) with 1 where it is hottest.
+        `probability` of a match and `heatmap`, a tensor (grid, grid) with 1 where it is hottest; from LXMERT
+        `region`, the place among the image's regions of the one whose box this is, refined, and `score`, its
+        probability among them.
 
     Raises:
         ValueError: images and texts that do not fit, proposals for another number of images, none for an
@@ -169,17 +204,21 @@ def locate_texts(
         _check_proposals(model, images, proposals)
     with evaluating(model):
         for batch in batched(rows, batch_size):
-            pictures, index = distinct_images(batch)
-            inputs = processor(images=pictures, text=[row["text"] for row in batch], return_tensors="pt")
-            output = model(**to_model(inputs, model), region_image_index=index.to(model.device))
-            sizes = [(pictures[i].height, pictures[i].width) for i in index.tolist()]
-            boxes = processor.post_process_boxes(output.pred_boxes, sizes).tolist()
+            visual = visual_inputs(model, processor, [row["image"] for row in batch])
+            words = to_model(processor(text=[row["text"] for row in batch], return_tensors="pt"), model)
+            output = model(**visual.inputs, **words, region_image_index=visual.index)
+            boxes = processor.post_process_boxes(output.pred_boxes, visual.sizes).tolist()
             if proposals is not None:
                 candidates = [proposals[row["place"]] for row in batch]
-                scores = processor.rank_proposals(output.heatmap, candidates, sizes)
+                scores = processor.rank_proposals(output.heatmap, candidates, visual.sizes)
                 chosen = [boxes[int(heat.argmax())] for boxes, heat in zip(candidates, scores, strict=True)]
                 boxes = [[x, y, x + w, y + h] for x, y, w, h in chosen]
             found += [{"box": box} for box in boxes]
+            if isinstance(model, LXMERTForGrounding):
+                best = output.region_logits.float().softmax(dim=1).max(dim=1)
+                chosen = zip(found[-len(batch) :], best.indices.tolist(), best.values.tolist(), strict=True)
+                for prediction, region, score in chosen:
+                    prediction |= {"region": region, "score": score}
             if output.heatmap is not None:
                 matches = output.itm_logits.float().softmax(dim=1)[:, 1].tolist()
                 heat = output.heatmap.float().cpu()
@@ -207,9 +246,9 @@ def judge_entailment(
     rows, logits = pair(images, texts), []
     with evaluating(model):
         for batch in batched(rows, batch_size):
-            inputs, index = _image_inputs(model, processor, batch)
-            inputs |= to_model(processor(text=[row["text"] for row in batch]), model)
-            logits.append(model(**inputs, image_index=index).logits)
+            visual = visual_inputs(model, processor, [row["image"] for row in batch])
+            sentences = to_model(processor(text=[row["text"] for row in batch]), model)
+            logits.append(model(**visual.inputs, **sentences, image_index=visual.index).logits)
     labels = [model.config.id2label[i] for i in range(model.config.num_labels)]
     return _judged(rows, torch.cat(logits), labels)
 
@@ -232,19 +271,17 @@ def judge_pairs(
     rows, logits = pair(images, texts, images_per_text=2), []
     with evaluating(model):
         for batch in batched(rows, batch_size):
-            pictures = [load_image(image) for row in batch for image in row["image"]]
-            inputs = processor(images=pictures, text=[row["text"] for row in batch], return_tensors="pt")
-            inputs["pixel_values"] = inputs["pixel_values"].unflatten(0, (len(batch), 2))
-            logits.append(model(**to_model(inputs, model)).logits)
+            pairs, sentences = [row["image"] for row in batch], [row["text"] for row in batch]
+            logits.append(model(**pair_inputs(model, processor, pairs, sentences)).logits)
     return _judged(rows, torch.cat(logits), ["false", "true"])
 
 
 PREDICTORS: dict[str, tuple[Callable[..., list[Prediction]], tuple[type, ...]]] = {
-    "vqa": (answer_questions, (ALBEFForQuestionAnswering,)),
-    "retrieval": (match_texts, (MatchingHead,)),
-    "grounding": (locate_texts, (ALBEFForGrounding, XVLMForGrounding)),
-    "entailment": (judge_entailment, (ALBEFForVisualEntailment,)),
-    "reasoning": (judge_pairs, (ALBEFForVisualReasoning,)),
+    "vqa": (answer_questions, (ALBEFForQuestionAnswering, LXMERTForQuestionAnswering)),
+    "retrieval": (match_texts, (MatchingHead, LXMERTForRetrieval)),
+    "grounding": (locate_texts, (ALBEFForGrounding, LXMERTForGrounding, XVLMForGrounding)),
+    "entailment": (judge_entailment, (ALBEFForVisualEntailment, LXMERTForVisualEntailment)),
+    "reasoning": (judge_pairs, (ALBEFForVisualReasoning, LXMERTForVisualReasoning)),
 }
 
 
@@ -291,12 +328,6 @@ def _check_proposals(model: PreTrainedModel, images: Sequence, proposals: Sequen
             f"proposals has {[len(boxes) for boxes in proposals]} boxes for {len(images)} images; give a "
             "list of at least one box x, y, w, h for each image"
         )
-
-
-def _image_inputs(model, processor, batch: list[dict]) -> tuple[dict[str, Tensor], Tensor]:
-    """Pixels of the different images of a batch, and the index of each row's."""
-    images, index = distinct_images(batch)
-    return to_model(processor(images=images, return_tensors="pt"), model), index.to(model.device)
 
 
 def _ranks(scores: Tensor, dim: int) -> Tensor:

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoProcessor
 
 from ..evaluation import (
     evaluate_entailment,
@@ -19,12 +18,13 @@ from ..evaluation import (
     random_object_accuracy,
     retrieval_recall,
 )
-from ..heads import load_head
 from ..models.modeling_albef import ALBEFForGrounding
+from ..models.modeling_lxmert_tasks import LXMERTForQuestionAnswering
+from .loading import load_trained, place_extractor
 from .predict import read_answers
-from .rows import read_rows
+from .rows import read_model_rows, without_images
 
-# task: the head that does it, and the columns that its rows have
+# task: the head that does it, and the columns that its rows have, images first
 TASKS = {
     "retrieval": ("retrieval", ("image", "caption")),
     "grounding": ("grounding", ("image", "text", "box")),
@@ -41,6 +41,8 @@ def run(
     data: str,
     split: str = "test",
     answers: Path | None = None,
+    features: Path | None = None,
+    extractor: str | None = None,
     top_k: int = 128,
     batch_size: int = 32,
 ) -> dict[str, Any]:
@@ -48,7 +50,9 @@ def run(
 
     Args:
         split: which of several.
-        answers: file of the answers that question answering ranks.
+        answers: file of the answers that question answering ranks; LXMERT knows its own.
+        features: folder of LXMERT's regions, for rows that have none.
+        extractor: what finds LXMERT's regions in images, in place of the model's own.
         top_k: candidates that retrieval re-ranks, answers that are ranked whole.
         batch_size: rows at a time.
 
@@ -57,14 +61,16 @@ def run(
         `baseline_name`.
 
     Raises:
-        ValueError: as `load_head`, `read_rows` and the protocols, or question answering without `answers`.
+        ValueError: as `load_trained`, `read_model_rows` and the protocols, or question answering without
+            `answers`.
     """
     head, columns = TASKS[task]
-    if task == "vqa" and answers is None:
+    model, processor = load_trained(head, name, extractor)
+    if task == "vqa" and answers is None and not isinstance(model, LXMERTForQuestionAnswering):
         raise ValueError("answers is None; give the file of the answers that the model chooses from")
-    rows = read_rows(data, split, columns)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model, processor = load_head(head, name).to(device), AutoProcessor.from_pretrained(name)
+    rows = read_model_rows(model, data, split, columns, features)
+    if "regions" not in rows.column_names:
+        place_extractor(processor, model.device)
     inputs, settings = (model, processor, rows), {"batch_size": batch_size, "progress": True}
 
     if task == "retrieval":
@@ -76,25 +82,28 @@ def run(
     elif task == "grounding":
         metrics, baseline, baseline_name = _grounding(*inputs, **settings)
     elif task == "vqa":
-        result = evaluate_question_answering(*inputs, read_answers(answers), top_k=top_k, **settings)
+        answer_list = answers and read_answers(answers)
+        result = evaluate_question_answering(*inputs, answer_list, top_k=top_k, **settings)
         metrics = {"accuracy": result.accuracy}
         metrics |= {f"accuracy of {kind}": value for kind, value in result.accuracy_per_type.items()}
-        baseline = {"accuracy": majority_answer_accuracy(rows, rows)}
+        labels = without_images(rows)
+        baseline = {"accuracy": majority_answer_accuracy(labels, labels)}
         baseline_name = "the most frequent answer of these rows, by type of question"
     else:
         protocol = evaluate_reasoning if task == "reasoning" else evaluate_entailment
         result = protocol(*inputs, **settings)
         names = ("accuracy", "consistency") if task == "reasoning" else ("accuracy",)
         metrics = {metric: vars(result)[metric] for metric in names}
-        baseline, baseline_name = {"accuracy": majority_label_accuracy(rows)}, "the most frequent label"
+        baseline = {"accuracy": majority_label_accuracy(without_images(rows))}
+        baseline_name = "the most frequent label"
     return {"rows": len(rows), "metrics": metrics, "baseline": baseline, "baseline_name": baseline_name}
 
 
 def _retrieval(model, processor, rows, **settings) -> tuple[dict, dict]:
-    """Re-ranked and, with names that begin with `itc_`, by features alone."""
+    """Re-ranked and, with names that begin with `itc_`, by features alone, where there are any."""
     result = evaluate_retrieval(model, processor, rows, **settings)
-    by_features = {f"itc_{name}": value for name, value in result.itc_metrics.items()}
-    ties = torch.zeros_like(result.itc_scores)  # count as if in random order
+    by_features = {f"itc_{name}": value for name, value in (result.itc_metrics or {}).items()}
+    ties = torch.zeros_like(result.image_to_text)  # count as if in random order
     return result.metrics | by_features, retrieval_recall(ties, ties.T, result.text_image)
 
 
@@ -106,4 +115,4 @@ def _grounding(model, processor, rows, **settings) -> tuple[dict, dict, str | No
     metrics = {"accuracy": protocol(model, processor, rows, **settings).accuracy}
     if not has_candidates:
         return metrics, {}, None
-    return metrics, {"accuracy": random_object_accuracy(rows)}, "the box of a random object"
+    return metrics, {"accuracy": random_object_accuracy(without_images(rows))}, "the box of a random object"

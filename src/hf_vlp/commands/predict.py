@@ -5,16 +5,15 @@ from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
-import torch
 from PIL import Image
-from transformers import AutoProcessor
 
+from ..data.lxmert_readers import read_answer_table
 from ..data.readers import load_json
-from ..data.task_readers import read_answer_list
-from ..heads import load_head
 from ..images import load_image
 from ..prediction import Prediction, predict
 from ..visualization import draw_boxes, draw_heatmap, draw_word_heatmaps, stack, word_heatmaps
+from ..visualization.gradcam import HEADS
+from .loading import load_trained, place_extractor
 
 
 def run(
@@ -25,15 +24,18 @@ def run(
     out: Path | None = None,
     answers: Path | None = None,
     proposals: Path | None = None,
+    extractor: str | None = None,
     top_k: int = 5,
     batch_size: int = 32,
 ) -> str | None:
     """Predict with the model in `name`; the JSON text, unless `out` is a .json file, which then holds it.
 
     A picture goes to an `out` of .png or .jpg: boxes where the task has them, else the words' heat maps.
+    `extractor` is what finds LXMERT's regions, in place of the model's own.
 
     Raises:
-        ValueError: as `load_head` and `predict`, options of other tasks, or `out` of another kind.
+        ValueError: as `load_trained` and `predict`, options of other tasks, `out` of another kind, or a
+            picture of a head that has none.
     """
     if out is not None and out.suffix not in (".json", ".png", ".jpg"):
         raise ValueError(f"out is {out}; give a file in .json, .png or .jpg")
@@ -45,22 +47,27 @@ def run(
         options |= {"answers": answers and read_answers(answers), "top_k": top_k}
     if proposals is not None:
         options["proposals"] = load_json(proposals)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model, processor = load_head(task, name).to(device), AutoProcessor.from_pretrained(name)
+    model, processor = load_trained(task, name, extractor)
+    draws = out is not None and out.suffix != ".json"
+    if draws and task != "grounding" and not isinstance(model, HEADS):
+        raise ValueError(
+            f"out is {out}, but {type(model).__name__} has no heat maps to draw; give a .json file"
+        )
+    place_extractor(processor, model.device)
 
     predictions = predict(task, model, processor, images, texts, **options)
-    if out is not None and out.suffix != ".json":
+    if draws:
         _draw(model, processor, images, predictions).save(out)
     text = json.dumps([_printed(prediction, images) for prediction in predictions], indent=2)
-    if out is None or out.suffix != ".json":
+    if out is None or draws:
         return text
     out.write_text(text + "\n", encoding="utf-8")
 
 
 def read_answers(file: Path) -> list[str]:
-    """Answers of a JSON list, or of a text file with one in each line."""
+    """Answers of a JSON list, of LXMERT's table, or of a text file with one in each line."""
     if file.suffix == ".json":
-        return read_answer_list(file)
+        return read_answer_table(file)
     return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 

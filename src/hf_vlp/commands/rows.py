@@ -6,6 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+from transformers import PreTrainedModel
+
+from ..data.features import RegionStore, with_regions
+from ..models.modeling_lxmert import LXMERTPreTrainedModel
 
 FILES = {".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 
@@ -40,6 +44,41 @@ def read_rows(source: str, split: str, columns: Sequence[str]) -> datasets.Datas
             f"one row with {', '.join(columns)}"
         )
     return _undecoded(rows, root)
+
+
+def read_model_rows(
+    model: PreTrainedModel, source: str, split: str, columns: Sequence[str], features: Path | None = None
+) -> datasets.Dataset:
+    """Rows as `read_rows` finds them, with what `model` reads in place of `columns[0]`, the one of images.
+
+    For LXMERT that may be `regions`. With `features`, a folder of regions, they are looked up there: by
+    `image_id`, or for two images by `image_ids`.
+
+    Raises:
+        ValueError: as `read_rows` and `with_regions`, neither regions nor images, or `features` for a model
+            that reads images.
+    """
+    if isinstance(model, LXMERTPreTrainedModel):
+        image_column, *others = columns
+        rows = read_rows(source, split, others)
+        if features is not None:
+            key = "image_ids" if image_column == "images" else "image_id"
+            return with_regions(rows, RegionStore(features), key)
+        if not {"regions", image_column} & set(rows.column_names):
+            raise ValueError(
+                f"{source} has rows with the columns {', '.join(rows.column_names)}; give them regions or "
+                f"{image_column}, or the folder of their regions with --features"
+            )
+        return rows
+    if features is not None:
+        raise ValueError(f"features is {features}, but {type(model).__name__} reads images; leave it out")
+    return read_rows(source, split, columns)
+
+
+def without_images(rows: datasets.Dataset) -> datasets.Dataset:
+    """The rows to read without reading images or regions."""
+    visual = {"image", "images", "regions"}
+    return rows.remove_columns([name for name in rows.column_names if name in visual])
 
 
 def _undecoded(rows: datasets.Dataset, root: Path | None) -> datasets.Dataset:

@@ -1,12 +1,12 @@
 """`hf-vlp train`: a head on rows, with the Trainer."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 import datasets
-from transformers import AutoProcessor, HfArgumentParser, PreTrainedModel, ProcessorMixin, set_seed
+from transformers import HfArgumentParser, PreTrainedModel, ProcessorMixin, set_seed
 
 from ..data.collators import (
     CaptionCollator,
@@ -16,16 +16,28 @@ from ..data.collators import (
     RegionCollator,
     RetrievalCollator,
 )
+from ..data.lxmert_collators import (
+    LXMERTEntailmentCollator,
+    LXMERTGroundingCollator,
+    LXMERTPairCollator,
+    LXMERTPretrainingCollator,
+    LXMERTQuestionCollator,
+    LXMERTRetrievalCollator,
+)
 from ..data.masking import TokenMasking
 from ..data.mixing import MixedCollator, MixedDataset
 from ..data.task_collators import EntailmentCollator, PairCollator, QuestionAnsweringCollator
 from ..heads import load_head
 from ..models.modeling_albef import ALBEFForGrounding, ALBEFForPreTraining
+from ..models.modeling_lxmert import LXMERTPreTrainedModel
+from ..models.modeling_lxmert_tasks import LXMERTForQuestionAnswering
 from ..models.modeling_xvlm import XVLMForPreTraining
 from ..training import RECIPES, VLPTrainer, VLPTrainingArguments
-from .rows import read_rows
+from .loading import load_processor, place_extractor
+from .predict import read_answers
+from .rows import read_model_rows, read_rows
 
-# task: collator, and the columns that it reads
+# task: collator, and the columns that it reads, images first
 TASKS: dict[str, tuple[Callable[..., Collator], tuple[str, ...]]] = {
     "pretrain": (ImageTextCollator, ("image", "caption")),
     "retrieval": (RetrievalCollator, ("image", "caption", "image_id")),
@@ -35,6 +47,14 @@ TASKS: dict[str, tuple[Callable[..., Collator], tuple[str, ...]]] = {
     "entailment": (EntailmentCollator, ("image", "sentence", "label")),
     "assignment": (CaptionCollator, ("image", "caption")),
 }
+LXMERT_TASKS: dict[str, tuple[Callable[..., Collator], tuple[str, ...]]] = {
+    "pretrain": (LXMERTPretrainingCollator, ("image", "caption", "image_id")),
+    "retrieval": (LXMERTRetrievalCollator, ("image", "caption", "image_id")),
+    "grounding": (LXMERTGroundingCollator, ("image", "text", "box")),
+    "vqa": (LXMERTQuestionCollator, ("image", "question", "answers")),
+    "reasoning": (LXMERTPairCollator, ("images", "sentence", "label")),
+    "entailment": (LXMERTEntailmentCollator, ("image", "sentence", "label")),
+}
 
 
 def run(
@@ -43,6 +63,9 @@ def run(
     data: str,
     out: Path,
     regions: str | None = None,
+    features: Path | None = None,
+    extractor: str | None = None,
+    answers: Path | None = None,
     split: str = "train",
     recipe: str | None = None,
     image_size: int | None = None,
@@ -56,6 +79,10 @@ def run(
 
     Args:
         regions: rows of regions, mixed into X-VLM's pre-training.
+        features: folder of LXMERT's regions, for rows that have none.
+        extractor: what finds LXMERT's regions in images, in place of the model's own.
+        answers: file of the answers that LXMERT is to choose from in question answering; what its head knows
+            of them is kept.
         split: which of several.
         recipe: a paper's schedule, one of `training.RECIPES`.
         image_size: pixels a side, if others than the model's.
@@ -65,16 +92,25 @@ def run(
         fields: of `VLPTrainingArguments`, values as text; they win over the recipe's.
 
     Raises:
-        ValueError: as `load_head` and `read_rows`, an unknown recipe or field, regions for another head, or
-            nothing to resume from.
+        ValueError: as `load_head`, `load_processor` and `read_model_rows`, an unknown recipe or field,
+            regions or answers for another head, LXMERT without answers, or nothing to resume from.
     """
     arguments = training_arguments(out, recipe, fields or {})
     set_seed(arguments.seed)
     model = load_head(task, name, needs_weights=False, teacher=teacher, image_size=image_size)
-    processor = AutoProcessor.from_pretrained(name)
+    processor = load_processor(name, extractor)
     if image_size is not None:
         processor.image_processor.size = {"height": image_size, "width": image_size}
-    rows, collator = _rows_and_collator(task, model, processor, data, split, augment)
+    if isinstance(model, LXMERTForQuestionAnswering):
+        _choose_among(model, answers)
+    elif answers is not None:
+        raise ValueError(
+            f"answers is {answers}, but {type(model).__name__} has no use for them; leave it out"
+        )
+    rows, collator = _rows_and_collator(task, model, processor, data, split, augment, features)
+    if "regions" not in rows.column_names:
+        # processes beside this one, which read rows then, have no access to its GPU
+        place_extractor(processor, "cpu" if arguments.dataloader_num_workers else arguments.device)
     if regions is not None:
         if not isinstance(model, XVLMForPreTraining):
             raise ValueError(f"regions is {regions}, but {type(model).__name__} has no use for them")
@@ -111,16 +147,47 @@ def _refuse(message: str):
     raise ValueError(message)
 
 
+def _choose_among(model: LXMERTForQuestionAnswering, answers: Path | None):
+    """Give the head the answers of the file, and say how many of them it knows."""
+    known, classes = model.config.answers, model.config.num_qa_labels
+    if answers is not None:
+        coverage = model.load_answers(read_answers(answers), known or [""] * classes)
+        print(f"the model knows {coverage}")
+    elif known is None:
+        raise ValueError(
+            f"answers is None, and the model does not say what its {classes} answers are; give the file of "
+            "the answers to choose from"
+        )
+
+
 def _rows_and_collator(
-    task: str, model: PreTrainedModel, processor: ProcessorMixin, data: str, split: str, augment: bool
+    task: str,
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    data: str,
+    split: str,
+    augment: bool,
+    features: Path | None = None,
 ) -> tuple[datasets.Dataset, Collator]:
     """The rows of a task as the model learns from them, and the collator for them."""
+    make, columns = _collator(task, model, processor, augment)
+    rows = read_model_rows(model, data, split, columns, features)
+    if isinstance(model, ALBEFForGrounding) and "caption" not in rows.column_names:
+        rows = rows.rename_column("text", "caption")
+    return rows, make(processor=processor)
+
+
+def _collator(
+    task: str, model: PreTrainedModel, processor: ProcessorMixin, augment: bool
+) -> tuple[Callable[..., Collator], Sequence[str]]:
+    """The collator of a task for the model, and the columns that it reads."""
+    if isinstance(model, LXMERTPreTrainedModel):  # regions stay as they are
+        make, columns = LXMERT_TASKS[task]
+        has_answers = task in ("pretrain", "vqa")
+        return partial(make, answers=model.config.answers or ()) if has_answers else make, columns
     make, columns = TASKS[task]
     if isinstance(model, ALBEFForPreTraining):
         make = partial(make, masking=TokenMasking(processor.tokenizer))
     if isinstance(model, ALBEFForGrounding):  # from texts alone, on images that keep all objects
         make, columns = partial(RetrievalCollator, crop_scale=None), ("image", "image_id")
-    rows = read_rows(data, split, columns)
-    if isinstance(model, ALBEFForGrounding) and "caption" not in rows.column_names:
-        rows = rows.rename_column("text", "caption")
-    return rows, make(processor=processor, augment=augment)
+    return partial(make, augment=augment), columns

@@ -1,7 +1,5 @@
 """From an official file to a folder that `from_pretrained` reads: the steps that every paper shares."""
 
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +8,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.processing_utils import ProcessorMixin
 
+from ..folders import new_folder
 from ..models.base import VLPPreTrainedModel
 from .keys import KeyReport, read_state_dict
 
@@ -46,7 +45,7 @@ def write_folder(
     convert: Callable[[Mapping[str, Tensor]], Conversion],
     processor_class: type[ProcessorMixin],
     tokenizer: str | Path | PreTrainedTokenizerBase,
-    image_size: int | None,
+    image_size: int | None = None,
     **save_options,
 ) -> KeyReport:
     """Write a folder with model, processor and code, or nothing.
@@ -65,27 +64,18 @@ def write_folder(
         ValueError: as `convert`; a file that cannot be read; a folder that is not empty; a tokenizer that
             does not fit the word embeddings.
     """
-    output_dir = Path(output_dir)
-    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
-        raise ValueError(f"output_dir={str(output_dir)!r} exists and is not an empty folder; choose another")
-    converted = convert(read_state_dict(checkpoint))
-    if image_size is not None:
-        converted.model.set_image_size(image_size)
-    config = converted.model.config
-    tokenizer = _load_tokenizer(tokenizer, config.text_config)
-    # what a decoder writes
-    config.text_config.bos_token_id = tokenizer.cls_token_id
-    config.text_config.eos_token_id = tokenizer.sep_token_id
-    processor = processor_class.from_config(config, tokenizer)
-    output_dir.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{output_dir.name}-", dir=output_dir.parent))
-    try:
-        converted.model.save_pretrained(unfinished, **save_options)
-        processor.save_pretrained(unfinished)
-        unfinished.chmod(0o755)
-        unfinished.replace(output_dir)  # at once: a folder is there whole, or not at all
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+    with new_folder(output_dir) as folder:
+        converted = convert(read_state_dict(checkpoint))
+        if image_size is not None:
+            converted.model.set_image_size(image_size)
+        config = converted.model.config
+        text_config = config.get_text_config()
+        tokenizer = _load_tokenizer(tokenizer, text_config)
+        if hasattr(text_config, "bos_token_id"):  # what a decoder writes
+            text_config.bos_token_id = tokenizer.cls_token_id
+            text_config.eos_token_id = tokenizer.sep_token_id
+        converted.model.save_pretrained(folder, **save_options)
+        processor_class.from_config(config, tokenizer).save_pretrained(folder)
     return converted.report
 
 

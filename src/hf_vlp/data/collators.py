@@ -1,5 +1,6 @@
 """Rows → batches: one callable class for each kind of batch that ALBEF and X-VLM train on (arXiv 2107.07651,
-2111.08276). Those of questions, pairs of images and entailment are in `task_collators.py`.
+2111.08276). Those of questions, pairs of images and entailment are in `task_collators.py`, LXMERT's in
+`lxmert_collators.py`.
 
 Rows are those of `hf_vlp.data.readers`; an image may be a PIL image, a path, or the {"bytes", "path"} of an
 undecoded column. With `train=True` images are augmented (unless `augment=False`), and of several captions or
@@ -74,28 +75,17 @@ class Processor(Protocol):
 class Collator:
     """What the collators share: reading images, choosing and cleaning texts, the random numbers of a batch.
 
-    train: texts and masks are drawn anew in each batch. augment: in training, images are cropped, mirrored
-    and changed in colour; augment_operations: how many of RandomAugment's operations, 0 for none;
-    official_sharpness: with the overflow of the official code (see `random_augment`). on_bad_image: "raise"
-    stops at an image that cannot be read; "skip" leaves the row out and logs its name, so the batch gets
-    smaller.
+    train: texts and masks are drawn anew in each batch. on_bad_image: "raise" stops at an image that cannot
+    be read; "skip" leaves the row out and logs its name, so the batch gets smaller.
     """
 
     processor: Processor
     train: bool = True
-    augment: bool = True
-    flip_probability: float = 0.5
-    augment_operations: int = 2
-    official_sharpness: bool = False
     on_bad_image: str = "raise"
 
     def __post_init__(self):
         if self.on_bad_image not in ("raise", "skip"):
             raise ValueError(f'on_bad_image is {self.on_bad_image!r}; give "raise" or "skip"')
-
-    @property
-    def augments(self) -> bool:
-        return self.train and self.augment
 
     def batch_rng(self, rows: Sequence[Row]) -> random.Random:
         if not self.train:
@@ -138,6 +128,34 @@ class Collator:
                 f"{where} has the text {text!r}, of which cleaning leaves nothing; {error}"
             ) from error
 
+
+def row_name(row: Row) -> str:
+    """What to call a row in a message: by its image, or where it has only regions, by its id or text."""
+    if row.get("image") is not None:
+        return f"the row of {image_name(row['image'])}"
+    keys = ("image_id", "question_id", "question", "sentence", "caption", "text")
+    named = (f"{key} {row[key]!r}" for key in keys if row.get(key) is not None)
+    return f"the row of {next(named, 'no image')}"
+
+
+@dataclass(kw_only=True)
+class AugmentingCollator(Collator):
+    """What the collators share that change images.
+
+    augment: in training, images are cropped, mirrored and changed in colour; augment_operations: how many of
+    RandomAugment's operations, 0 for none; official_sharpness: with the overflow of the official code (see
+    `random_augment`).
+    """
+
+    augment: bool = True
+    flip_probability: float = 0.5
+    augment_operations: int = 2
+    official_sharpness: bool = False
+
+    @property
+    def augments(self) -> bool:
+        return self.train and self.augment
+
     def flips(self, texts: Sequence[str], rng: random.Random) -> bool:
         """Whether to mirror an image: never one whose texts say left or right."""
         return rng.random() < self.flip_probability and not names_a_side(texts)
@@ -148,12 +166,8 @@ class Collator:
         return random_augment(image, operations, rng, self.augment_operations, self.official_sharpness)
 
 
-def row_name(row: Row) -> str:
-    return f"the row of {image_name(row['image'])}"
-
-
 @dataclass(kw_only=True)
-class WholeImageCollator(Collator):
+class WholeImageCollator(AugmentingCollator):
     """What the collators of rows without boxes share: any part of an image may be cropped away.
 
     crop_scale: share of the area that the random crop keeps, None for no crop.
@@ -227,16 +241,21 @@ class RetrievalCollator(WholeImageCollator):
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Tensor]:
         rows, batch = self.encode_pairs(rows, "caption", self.batch_rng(rows))
-        if self.group_equal_texts:
-            words = zip(batch["input_ids"], batch["attention_mask"].bool(), strict=True)
-            ids = [stable_id(str(ids[mask].tolist())) for ids, mask in words]
-            return batch | {"image_ids": torch.tensor(ids, dtype=torch.int64)}
-        ids = [stable_id(row["image_id"]) if "image_id" in row else None for row in rows]
-        if None in ids:
-            raise ValueError(
-                f"{row_name(rows[ids.index(None)])} has no image_id; add the column, equal for equal images"
-            )
-        return batch | {"image_ids": torch.tensor(ids, dtype=torch.int64)}
+        return batch | {"image_ids": text_ids(batch) if self.group_equal_texts else image_ids(rows)}
+
+
+def image_ids(rows: Sequence[Row]) -> Tensor:
+    """(B,) int64, equal for rows with equal `image_id`."""
+    for row in rows:
+        if row.get("image_id") is None:
+            raise ValueError(f"{row_name(row)} has no image_id; add the column, equal for equal images")
+    return torch.tensor([stable_id(row["image_id"]) for row in rows], dtype=torch.int64)
+
+
+def text_ids(batch: dict[str, Tensor]) -> Tensor:
+    """(B,) int64, equal for equal texts of input_ids and attention_mask (B, L)."""
+    words = zip(batch["input_ids"], batch["attention_mask"].bool(), strict=True)
+    return torch.tensor([stable_id(str(ids[mask].tolist())) for ids, mask in words], dtype=torch.int64)
 
 
 def stable_id(image_id: str | int) -> int:
@@ -247,7 +266,7 @@ def stable_id(image_id: str | int) -> int:
 
 
 @dataclass(kw_only=True)
-class RegionCollator(Collator):
+class RegionCollator(AugmentingCollator):
     """Region rows → region batch of pre-training: pixel_values (n, 3, H, W); R rows of input_ids,
     attention_mask, mlm_input_ids, mlm_labels (R, L), region_image_index (R,), region_patch_mask (R, N),
     target_boxes (R, 4) as cx, cy, w, h in 0..1, is_full_image (R,); image_ids (R,) with `group_equal_texts`.
@@ -350,7 +369,7 @@ class RegionGroundingCollator(RegionCollator):
 
 
 @dataclass(kw_only=True)
-class GroundingCollator(Collator):
+class GroundingCollator(AugmentingCollator):
     """Grounding rows → pixel_values (B, 3, H, W), input_ids and attention_mask (B, L), target_boxes (B, 4) as
     cx, cy, w, h in 0..1 of the image as it is in pixel_values.
 
@@ -362,17 +381,22 @@ class GroundingCollator(Collator):
         rows, images = self.load_images(rows)
         texts, boxes = [], []
         for i, row in enumerate(rows):
-            where = row_name(row)
-            texts.append(self.choose_text(row["text"], rng, where))
-            box = check_boxes(row["box"], *images[i].size, where)
-            if len(box) != 1:
-                raise ValueError(f"{where} has {len(box)} boxes; a grounding row has one box [x, y, w, h]")
+            texts.append(self.choose_text(row["text"], rng, row_name(row)))
+            box = row_box(row, *images[i].size)
             if self.augments:
                 images[i], box, _ = augment_boxes(self, images[i], box, 0, [texts[i]], rng)
             boxes.append(box)
         batch = dict(self.processor(images=images, text=texts, return_tensors="pt"))
         sizes = [(image.height, image.width) for image in images]
         return batch | {"target_boxes": self.processor.encode_regions(boxes, sizes)["target_boxes"]}
+
+
+def row_box(row: Row, width: int, height: int) -> np.ndarray:
+    """The one box (1, 4) of a grounding row, x, y, w, h in pixels."""
+    box = check_boxes(row["box"], width, height, row_name(row))
+    if len(box) != 1:
+        raise ValueError(f"{row_name(row)} has {len(box)} boxes; a grounding row has one box [x, y, w, h]")
+    return box
 
 
 def augment_boxes(

@@ -1,7 +1,8 @@
 """Masking for masked language modelling: that of X-VLM (arXiv 2111.08276), a quarter of the tokens in whole
-words and short spans, cut to an exact count; that of ALBEF (arXiv 2107.07651), each token by itself.
+words and short spans, cut to an exact count; that of ALBEF (arXiv 2107.07651) and LXMERT (arXiv 1908.07490),
+each token by itself. LXMERT masks regions of images too.
 
-Shape letters: B texts, L text length.
+Shape letters: B texts or images, L text length, R regions, F width of a feature.
 """
 
 import random
@@ -116,13 +117,13 @@ class WholeWordMasking(Masking):
 
 
 class TokenMasking(Masking):
-    """ALBEF's masking: each token but [CLS] and [PAD] is chosen with `mask_probability`, independently of the
-    others. A text may stay without a token to predict.
+    """The masking of ALBEF and LXMERT: each token but [CLS], [SEP] and [PAD] is chosen with
+    `mask_probability`, independently of the others. A text may stay without a token to predict.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, mask_probability: float = 0.15):
         super().__init__(tokenizer, mask_probability)
-        self.never_masked = {tokenizer.cls_token_id, tokenizer.pad_token_id}
+        self.never_masked = {tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id}
 
     def choose_positions(self, ids: Sequence[int], rng: random.Random) -> list[int]:
         return [
@@ -130,3 +131,28 @@ class TokenMasking(Masking):
             for position, token in enumerate(ids)
             if token not in self.never_masked and rng.random() < self.mask_probability
         ]
+
+
+def mask_regions(
+    features: Tensor, mask: Tensor, rng: random.Random, mask_probability: float = 0.15
+) -> tuple[Tensor, Tensor]:
+    """LXMERT's masking of regions (section 3.1): features (B, R, F) → the masked ones, and which regions are
+    to be predicted (B, R) bool.
+
+    Each region of `mask` (B, R) bool, which is padded on the right, is chosen independently of the others. Of
+    the chosen ones 80% become zeros, 10% the features of any region of another row, 10% stay; in a batch of
+    one row there is no other, and 20% stay.
+    """
+    masked, chosen = features.clone(), torch.zeros_like(mask)
+    counts = mask.sum(1).tolist()
+    for row, region in mask.nonzero().tolist():
+        if rng.random() >= mask_probability:
+            continue
+        chosen[row, region] = True
+        draw = rng.random()
+        if draw < 0.8:
+            masked[row, region] = 0
+        elif draw < 0.9 and len(mask) > 1:
+            other = (row + rng.randrange(1, len(mask))) % len(mask)
+            masked[row, region] = features[other, rng.randrange(counts[other])]
+    return masked, chosen

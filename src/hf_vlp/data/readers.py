@@ -1,5 +1,6 @@
 """Annotation files → `datasets` rows: X-VLM's image and region JSON lines, Karpathy's retrieval JSON, REFER
-(RefCOCO, RefCOCO+, RefCOCOg). ALBEF's JSON lists are in `task_readers.py`, NLVR v1 in `nlvr.py`.
+(RefCOCO, RefCOCO+, RefCOCOg). ALBEF's JSON lists are in `task_readers.py`, LXMERT's in `lxmert_readers.py`,
+NLVR v1 in `nlvr.py`.
 
 Each reader returns a `datasets.Dataset`, or with `streaming=True` an `IterableDataset` with one shard for
 each file. Boxes are [x, y, w, h] in pixels of the image. Images stay undecoded, {"bytes", "path"}: the
@@ -136,7 +137,10 @@ def cached_rows(
     if streaming:
         return datasets.IterableDataset.from_generator(generator, features, arguments)
     # The cache is keyed by the arguments; with sizes and times of files and code it notices changes.
-    stats = [Path(file).stat() for file in (*arguments["files"], generator.__code__.co_filename)]
+    code = {
+        function.__code__.co_filename for function in (generator, *arguments.values()) if callable(function)
+    }
+    stats = [Path(file).stat() for file in (*arguments["files"], *sorted(code))]
     stamp = tuple((stat.st_size, stat.st_mtime_ns) for stat in stats)
     try:
         return datasets.Dataset.from_generator(generator, features, gen_kwargs=arguments | {"stamp": stamp})

@@ -17,6 +17,7 @@ import pyarrow as pa
 from datasets import Dataset, DatasetInfo, Features
 from datasets.features.features import register_feature
 
+from ..models.crops import crop_features
 from .scenes import (
     COLOURS,
     LEVELS,
@@ -319,6 +320,27 @@ def _row(task: str, level: int, image_size: int, number: int) -> Row:
     return make_row(source, Random(number), number)
 
 
+@lru_cache(_CACHED_ROWS)
+def _features(scene: Scene, image_size: int) -> np.ndarray:
+    """Of the objects of a scene (R, F)."""
+    boxes = [item.box(image_size) for item in scene.objects]
+    return crop_features(draw(scene, image_size), boxes).numpy()
+
+
+def _region_row(scene: Scene, image_size: int) -> Row:
+    """The objects as a perfect detector finds them, as `hf_vlp.models.regions` describes; all arrays new."""
+    x, y, width, height = np.array([item.box(image_size) for item in scene.objects]).T
+    return {
+        "features": _features(scene, image_size).copy(),  # (R, F)
+        "boxes": np.stack([x, y, x + width, y + height], axis=1).astype(np.float32) / image_size,  # (R, 4)
+        "object_ids": np.array([item.kind.shape for item in scene.objects]),
+        "object_scores": np.ones(len(scene.objects), dtype=np.float32),
+        "attribute_ids": np.array([item.kind.colour for item in scene.objects]),
+        "attribute_scores": np.ones(len(scene.objects), dtype=np.float32),
+        "image_size": np.array([image_size, image_size]),
+    }
+
+
 # Datasets
 
 
@@ -339,7 +361,12 @@ class ShapesColumn:
         return self.pa_type
 
     def decode_example(self, value: int, token_per_repo_id: dict | None = None) -> Any:
-        return self._hand_out(_row(self.task, self.level, self.image_size, value)[self.column])
+        row = _row(self.task, self.level, self.image_size, value)
+        if self.column != "regions":
+            return self._hand_out(row[self.column])
+        if "images" in row:
+            return [_region_row(scene, self.image_size) for scene in row["images"]]
+        return _region_row(row["image"], self.image_size)
 
     def _hand_out(self, value: Any) -> Any:
         """Scenes become images and tuples new lists, so that no caller can change a cached row."""
@@ -356,7 +383,13 @@ with warnings.catch_warnings():
 
 
 def shapes_dataset(
-    task: str, split: str, num_rows: int, level: int = 0, image_size: int = 48, seed: int = 0
+    task: str,
+    split: str,
+    num_rows: int,
+    level: int = 0,
+    image_size: int = 48,
+    seed: int = 0,
+    regions: bool = False,
 ) -> Dataset:
     """Rows of synthetic scenes, made whenever they are read.
 
@@ -375,6 +408,10 @@ def shapes_dataset(
     foils and retrieval training show the same scenes in the same rows. In `test_heldout` every scene or text
     has a colour and shape that never occur together, in images or texts, in the other splits; what is about
     one object is about such an object.
+
+    With `regions` rows of every task have the column regions too: the objects as a perfect detector would
+    find them, with mean colours in a grid on each as features (R, 48), shapes as object_ids and colours as
+    attribute_ids; a list of two for pairs. A covered cell is no region.
 
     The Arrow table holds only numbers, and the feature of each column makes its values from them. So a column
     is read without drawing images, and `to_iterable_dataset`, `select`, `shuffle`, `filter`, `map`, saving
@@ -400,7 +437,7 @@ def shapes_dataset(
     else:
         positions = SPLITS[split][:num_rows]
     numbers = pa.array(start + np.asarray(positions, dtype=np.int64))
-    columns = _row(task, level, image_size, numbers[0].as_py())
+    columns = [*_row(task, level, image_size, numbers[0].as_py()), *(["regions"] if regions else [])]
     features = Features({column: ShapesColumn(task, column, level, image_size) for column in columns})
     table = pa.table({column: numbers for column in columns})
     return Dataset(table, info=DatasetInfo(features=features))

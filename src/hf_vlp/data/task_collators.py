@@ -68,14 +68,12 @@ class PairCollator(WholeImageCollator):
     """
 
     def load_row(self, row: Row) -> list[Image.Image]:
-        if len(row["images"]) != 2:
-            raise ValueError(f"{_sentence_name(row)} has {len(row['images'])} images; give two")
-        return [load_image(image) for image in row["images"]]
+        return [load_image(image) for image in check_two(row, "images")]
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Tensor]:
         rng = self.batch_rng(rows)
         rows, pairs = self.load_images(rows)
-        sentences = [self.choose_text(row["sentence"], rng, _sentence_name(row)) for row in rows]
+        sentences = [self.choose_text(row["sentence"], rng, sentence_name(row)) for row in rows]
         images = [
             self.augment_image(image, [sentence], rng)
             for pair, sentence in zip(pairs, sentences, strict=True)
@@ -83,7 +81,7 @@ class PairCollator(WholeImageCollator):
         ]
         batch = dict(self.processor(images=images, text=sentences, return_tensors="pt"))
         batch["pixel_values"] = batch["pixel_values"].unflatten(0, (len(rows), 2))  # (B, 2, 3, H, W)
-        return batch | {"labels": _labels(rows)}
+        return batch | {"labels": row_labels(rows)}
 
 
 @dataclass(kw_only=True)
@@ -92,15 +90,23 @@ class EntailmentCollator(WholeImageCollator):
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Tensor]:
         rows, batch = self.encode_pairs(rows, "sentence", self.batch_rng(rows))
-        return batch | {"labels": _labels(rows)}
+        return batch | {"labels": row_labels(rows)}
 
 
-def _sentence_name(row: Row) -> str:
+def sentence_name(row: Row) -> str:
     return f"the row of {row['sentence']!r}"
 
 
-def _labels(rows: Sequence[Row]) -> Tensor:
+def check_two(row: Row, column: str) -> Sequence:
+    """What a pair row holds in `column`, of each image."""
+    if len(row[column]) != 2:
+        raise ValueError(f"{sentence_name(row)} has {len(row[column])} {column}; give two")
+    return row[column]
+
+
+def row_labels(rows: Sequence[Row]) -> Tensor:
+    """(B,) int64."""
     for row in rows:
         if "label" not in row:
-            raise ValueError(f"{_sentence_name(row)} has no label; add the column, integers from 0")
+            raise ValueError(f"{sentence_name(row)} has no label; add the column, integers from 0")
     return torch.tensor([int(row["label"]) for row in rows])  # (B,)

@@ -1,6 +1,6 @@
 """ALBEF's annotation files, JSON lists of entries → `datasets` rows: pre-training pairs, VQA v2 and its
 answer list, SNLI-VE, NLVR2, and the texts of RefCOCO+ (arXiv 2107.07651). Retrieval files and REFER are read
-by `readers.py`, where it also says what all readers have in common.
+by `readers.py`, where it also says what all readers have in common, LXMERT's lists by `lxmert_readers.py`.
 
 Several files are joined in order. Errors are ValueErrors that name the file and the entry.
 """
@@ -35,7 +35,7 @@ def read_captions(files: Files, image_root: PathLike | None = None, streaming: b
     image_root: joined to relative paths.
     """
     features = Features({"image": IMAGE, "caption": STRINGS})
-    return _read_lists(_caption_row, ("image", "caption"), files, (image_root,), features, streaming)
+    return read_lists(_caption_row, ("image", "caption"), files, (image_root,), features, streaming)
 
 
 def read_vqa(
@@ -57,7 +57,7 @@ def read_vqa(
         }
     )
     keys = ("image", "question", "question_id", "dataset")
-    return _read_lists(_question_row, keys, files, (vqa_root, vg_root), features, streaming)
+    return read_lists(_question_row, keys, files, (vqa_root, vg_root), features, streaming)
 
 
 def read_answer_list(file: PathLike) -> list[str]:
@@ -75,7 +75,7 @@ def read_snli_ve(files: Files, image_root: PathLike, streaming: bool = False) ->
     label = ClassLabel(names=list(ENTAILMENT_LABELS))
     features = Features({"image": IMAGE, "sentence": Value("string"), "label": label})
     keys = ("image", "sentence", "label")
-    return _read_lists(_entailment_row, keys, files, (image_root,), features, streaming)
+    return read_lists(_entailment_row, keys, files, (image_root,), features, streaming)
 
 
 def read_nlvr2(files: Files, image_root: PathLike, streaming: bool = False) -> Rows:
@@ -91,7 +91,7 @@ def read_nlvr2(files: Files, image_root: PathLike, streaming: bool = False) -> R
         }
     )
     keys = ("images", "sentence", "label")
-    return _read_lists(_pair_row, keys, files, (image_root,), features, streaming)
+    return read_lists(_pair_row, keys, files, (image_root,), features, streaming)
 
 
 def read_grounding_texts(files: Files, image_root: PathLike, streaming: bool = False) -> Rows:
@@ -99,10 +99,10 @@ def read_grounding_texts(files: Files, image_root: PathLike, streaming: bool = F
     file name), on which weakly supervised grounding trains.
     """
     features = Features({"image": IMAGE, "caption": Value("string"), "image_id": Value("string")})
-    return _read_lists(_grounding_text_row, ("image", "text"), files, (image_root,), features, streaming)
+    return read_lists(_grounding_text_row, ("image", "text"), files, (image_root,), features, streaming)
 
 
-def _read_lists(
+def read_lists(
     make_row: Callable[..., dict],
     keys: tuple[str, ...],
     files: Files,
@@ -110,6 +110,7 @@ def _read_lists(
     features: Features,
     streaming: bool,
 ) -> Rows:
+    """`make_row(entry, *roots)` of every entry of JSON lists of dicts that hold `keys`."""
     arguments = {
         "files": list_files(files),
         "make_row": make_row,
@@ -148,7 +149,7 @@ def _question_row(entry: dict, vqa_root: str, vg_root: str | None) -> dict[str, 
         raise ValueError(f"question_id is {entry['question_id']!r}; it must be an integer")
     return {
         "image": _path(roots[entry["dataset"]], entry["image"]),
-        "question": _text(entry, "question"),
+        "question": entry_text(entry, "question"),
         "answers": check_texts(entry["answer"], "answer") if "answer" in entry else [],
         "question_id": entry["question_id"],
         "answer_weight": VISUAL_GENOME_WEIGHT if entry["dataset"] == "vg" else 1.0,
@@ -160,7 +161,7 @@ def _entailment_row(entry: dict, image_root: str) -> dict[str, Any]:
         raise ValueError(f"label is {entry['label']!r}; it must be one of {', '.join(ENTAILMENT_LABELS)}")
     return {
         "image": _path(image_root, f"{entry['image']}.jpg"),
-        "sentence": _text(entry, "sentence"),
+        "sentence": entry_text(entry, "sentence"),
         "label": ENTAILMENT_LABELS.index(entry["label"]),
     }
 
@@ -172,7 +173,7 @@ def _pair_row(entry: dict, image_root: str) -> dict[str, Any]:
         raise ValueError(f'label is {entry["label"]!r}; it must be "True" or "False"')
     return {
         "images": [_path(image_root, image) for image in entry["images"]],
-        "sentence": _text(entry, "sentence"),
+        "sentence": entry_text(entry, "sentence"),
         "label": entry["label"] == "True",
         "identifier": entry.get("identifier"),
     }
@@ -181,7 +182,7 @@ def _pair_row(entry: dict, image_root: str) -> dict[str, Any]:
 def _grounding_text_row(entry: dict, image_root: str) -> dict[str, Any]:
     return {
         "image": _path(image_root, entry["image"]),
-        "caption": _text(entry, "text"),
+        "caption": entry_text(entry, "text"),
         "image_id": os.path.basename(entry["image"]),
     }
 
@@ -192,7 +193,7 @@ def _path(root: str, image: str) -> str:
     return os.path.join(root, image)
 
 
-def _text(entry: dict, key: str) -> str:
+def entry_text(entry: dict, key: str) -> str:
     if not isinstance(entry[key], str):
         raise ValueError(f"{key} is {entry[key]!r}; it must be a string")
     return entry[key]

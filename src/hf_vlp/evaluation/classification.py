@@ -4,7 +4,7 @@ ALBEF section 5. R: rows, C: classes.
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,8 +12,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
 
-from ..images import load_image
-from .inference import batched, distinct_images, evaluating, number_of, to_model
+from .inference import batched, evaluating, number_of, to_model, visual_inputs, visual_of
 from .metrics import label_accuracy, require_no_nan, sentence_consistency
 
 
@@ -51,10 +50,9 @@ def evaluate_entailment(
     logits, labels = [], []
     with evaluating(model), tqdm(total=number_of(rows), desc="entailment", disable=not progress) as bar:
         for batch in batched(rows, batch_size):
-            images, image_index = distinct_images(batch)
-            inputs = processor(images=images, text=[row["sentence"] for row in batch], return_tensors="pt")
-            output = model(**to_model(inputs, model), image_index=image_index.to(model.device))
-            logits.append(output.logits.float().cpu())
+            visual = visual_inputs(model, processor, [visual_of(row, processor) for row in batch])
+            texts = to_model(processor(text=[row["sentence"] for row in batch], return_tensors="pt"), model)
+            logits.append(model(**visual.inputs, **texts, image_index=visual.index).logits.float().cpu())
             labels += [int(row["label"]) for row in batch]
             bar.update(len(batch))
     if not labels:
@@ -83,11 +81,10 @@ def evaluate_reasoning(
     logits, labels, sentences = [], [], []
     with evaluating(model), tqdm(total=number_of(rows), desc="reasoning", disable=not progress) as bar:
         for batch in batched(rows, batch_size):
+            pairs = [_pair(row, processor, len(labels) + i) for i, row in enumerate(batch)]
             sentences += [_sentence_of(row, len(labels) + i) for i, row in enumerate(batch)]
-            images = [load_image(image) for row in batch for image in row["images"]]
-            inputs = processor(images=images, text=[row["sentence"] for row in batch], return_tensors="pt")
-            inputs["pixel_values"] = inputs["pixel_values"].unflatten(0, (len(batch), 2))  # (B, 2, 3, H, W)
-            logits.append(model(**to_model(inputs, model)).logits.float().cpu())
+            inputs = pair_inputs(model, processor, pairs, [row["sentence"] for row in batch])
+            logits.append(model(**inputs).logits.float().cpu())
             labels += [int(row["label"]) for row in batch]
             bar.update(len(batch))
     if not labels:
@@ -95,6 +92,15 @@ def evaluate_reasoning(
     logits = torch.cat(logits)
     accuracy = _accuracy(logits, labels)
     return ReasoningResult(logits, accuracy, sentence_consistency(logits.argmax(dim=1), labels, sentences))
+
+
+def pair_inputs(
+    model: PreTrainedModel, processor: ProcessorMixin, pairs: Sequence[Sequence], texts: Sequence[str]
+) -> dict[str, Tensor]:
+    """B texts and two images, or region rows, for each, as heads for reasoning take them: (B, 2, ...)."""
+    visual = visual_inputs(model, processor, [image for pair in pairs for image in pair])
+    images = {name: value.unflatten(0, (len(pairs), 2)) for name, value in visual.repeated().items()}
+    return images | to_model(processor(text=list(texts), return_tensors="pt"), model)
 
 
 def majority_label_accuracy(rows: Iterable[dict]) -> float:
@@ -119,10 +125,19 @@ def _accuracy(logits: Tensor, labels: list[int]) -> float:
     return label_accuracy(logits.argmax(dim=1), labels)
 
 
+def _pair(row: dict, processor: ProcessorMixin, index: int) -> Sequence:
+    """The two images of a row, or their regions."""
+    pair = visual_of(row, processor, "images")
+    if len(pair) != 2:
+        name = "images" if pair is row.get("images") else "regions"
+        raise ValueError(
+            f"rows[{index}] has {len(pair)} `{name}`; give those of the left and the right image"
+        )
+    return pair
+
+
 def _sentence_of(row: dict, index: int) -> str | tuple[str, ...]:
     """What rows of one sentence have in common."""
-    if len(row["images"]) != 2:
-        raise ValueError(f"rows[{index}] has {len(row['images'])} `images`; give the left and the right one")
     if not row.get("identifier"):
         return row["sentence"]
     parts = row["identifier"].split("-")

@@ -8,7 +8,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
 
-from .inference import batched, evaluating, images_of, number_of, to_model
+from ..models.modeling_lxmert_tasks import LXMERTForRetrieval
+from .inference import batched, evaluating, number_of, to_model, visual_inputs, visual_of
 from .metrics import foil_accuracy
 
 DECIMALS = 5  # what float32 can tell apart; beyond it, equal texts differ by their place in the batch
@@ -38,17 +39,27 @@ def evaluate_foils(
     scores = []
     with evaluating(model), tqdm(total=number_of(rows), desc="foils", disable=not progress) as bar:
         for batch in batched(rows, batch_size):
-            images = processor(images=images_of(batch), return_tensors="pt")
+            images = visual_inputs(model, processor, [visual_of(row, processor) for row in batch]).repeated()
             texts = processor(
                 text=[row[kind] for row in batch for kind in ("caption", "foil")], return_tensors="pt"
             )
-            tokens = to_model(texts, model)  # (2 * B, L)
-            image_embeds = model.get_image_features(**to_model(images, model)).last_hidden_state
-            text_embeds = model.get_text_features(**tokens).last_hidden_state
-            logits = model.match(text_embeds, tokens["attention_mask"], model.project_image(image_embeds))
+            logits = _match(model, images, to_model(texts, model))
             scores.append(logits[:, 1].float().round(decimals=DECIMALS).view(len(batch), 2).cpu())
             bar.update(len(batch))
     if not scores:
         raise ValueError("rows is empty; give at least one row with `image`, `caption` and `foil`")
     caption_scores, foil_scores = torch.cat(scores).unbind(dim=1)
     return FoilResult(caption_scores, foil_scores, foil_accuracy(caption_scores, foil_scores))
+
+
+def _match(model: PreTrainedModel, images: dict[str, Tensor], tokens: dict[str, Tensor]) -> Tensor:
+    """Matching logits (2B, 2) of two texts for each of B images, next to one another."""
+    image_embeds = model.get_image_features(**images).last_hidden_state
+    text_embeds = model.get_text_features(**tokens).last_hidden_state  # (2B, L, D)
+    mask = tokens["attention_mask"]
+    if not isinstance(model, LXMERTForRetrieval):
+        return model.match(text_embeds, mask, model.project_image(image_embeds))
+    regions, region_mask = (
+        states.repeat_interleave(2, dim=0) for states in (image_embeds, images["visual_attention_mask"])
+    )
+    return model.match(text_embeds, mask, regions, region_mask)

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
 from transformers.utils import ModelOutput
 
-from .inference import batched, distinct_images, evaluating, number_of, to_model
+from .inference import batched, evaluating, number_of, to_model, visual_inputs, visual_of
 from .metrics import grounding_accuracy, paired_box_iou, require_no_nan
 
 
@@ -110,10 +110,9 @@ def _outputs(
     """Rows, what the model says of them, and (height, width) of each row's image, batch by batch."""
     with tqdm(total=number_of(rows), desc="boxes", disable=not progress) as bar:
         for batch in batched(rows, batch_size):
-            images, image_index = distinct_images(batch)
-            inputs = processor(images=images, text=[row["text"] for row in batch], return_tensors="pt")
-            output = model(**to_model(inputs, model), region_image_index=image_index.to(model.device))
-            yield batch, output, [(images[i].height, images[i].width) for i in image_index.tolist()]
+            visual = visual_inputs(model, processor, [visual_of(row, processor) for row in batch])
+            texts = to_model(processor(text=[row["text"] for row in batch], return_tensors="pt"), model)
+            yield batch, model(**visual.inputs, **texts, region_image_index=visual.index), visual.sizes
             bar.update(len(batch))
 
 

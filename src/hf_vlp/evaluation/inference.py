@@ -1,15 +1,20 @@
-"""What every evaluation does around a model: no gradients, evaluation mode, batches of rows."""
+"""What every evaluation does around a model: no gradients, evaluation mode, batches of rows, and images, or
+the regions that LXMERT reads in their place, as the model takes them.
+"""
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import BatchFeature, PreTrainedModel
+from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
 from ..images import load_image
+from ..models.processing_lxmert import LXMERTProcessor
 
 
 @contextlib.contextmanager
@@ -38,24 +43,79 @@ def batched(rows: Iterable, size: int) -> Iterator[list]:
         yield batch
 
 
-def images_of(rows: Iterable[dict]) -> list[Image.Image]:
-    """The rows' images in RGB, decoded where a reader left them encoded.
+class VisualInputs(NamedTuple):
+    """Images as a model takes them, equal ones once.
+
+    `inputs` are tensors (I, ...) on the model's device, `index` (R,) tells which of the I images each of R
+    given ones is, `sizes` hold (height, width) in pixels of the R.
+    """
+
+    inputs: dict[str, Tensor]
+    index: Tensor
+    sizes: list[tuple[int, int]]
+
+    def repeated(self) -> dict[str, Tensor]:
+        """The tensors with a row for each of the given images: (R, ...)."""
+        return {name: value[self.index] for name, value in self.inputs.items()}
+
+
+def visual_of(row: Mapping[str, Any], processor: ProcessorMixin, column: str = "image") -> Any:
+    """What the processor reads of a row: its `regions` where it is LXMERT's and they are there, or `column`.
+
+    Raises:
+        ValueError: there is neither.
+    """
+    reads_regions = isinstance(processor, LXMERTProcessor)
+    if reads_regions and row.get("regions") is not None:
+        return row["regions"]
+    if row.get(column) is None:
+        columns = f"`regions` or `{column}`" if reads_regions else f"`{column}`"
+        raise ValueError(f"a row has the columns {', '.join(row)}; give it {columns}")
+    return row[column]
+
+
+def is_region_row(visual: Any) -> bool:
+    """Whether these are the regions of an image as `stack_regions` takes them, and no image."""
+    return isinstance(visual, Mapping) and "features" in visual
+
+
+def visual_inputs(model: PreTrainedModel, processor: ProcessorMixin, visuals: Sequence) -> VisualInputs:
+    """Images, whatever `load_image` takes, or region rows, as inputs of `model`.
 
     Raises:
         BadImageError: an image that cannot be read, named.
+        ValueError: region rows for a processor of images, or beside images.
     """
-    return [load_image(row["image"]) for row in rows]
-
-
-def distinct_images(rows: Iterable[dict]) -> tuple[list[Image.Image], Tensor]:
-    """The rows' images as `images_of`, equal ones once, and the index (R,) of each row's among them."""
-    places, images, index = {}, [], []
-    for image in images_of(rows):
-        place = places.setdefault((image.size, image.tobytes()), len(images))
-        if place == len(images):
-            images.append(image)
+    visuals = [visual if is_region_row(visual) else load_image(visual) for visual in visuals]
+    kinds = {is_region_row(visual) for visual in visuals}
+    if kinds == {True, False}:
+        raise ValueError("some rows have regions and others images only; give regions to all or to none")
+    if True in kinds and not isinstance(processor, LXMERTProcessor):
+        raise ValueError(f"regions are given, but {type(processor).__name__} reads images; give images")
+    places, distinct, index = {}, [], []
+    for visual in visuals:
+        place = places.setdefault(_content(visual), len(distinct))
+        if place == len(distinct):
+            distinct.append(visual)
         index.append(place)
-    return images, torch.tensor(index)
+    inputs = processor(**{"regions" if True in kinds else "images": distinct}, return_tensors="pt")
+    return VisualInputs(
+        to_model(inputs, model), torch.tensor(index, device=model.device), [_size(one) for one in visuals]
+    )
+
+
+def _content(visual: Image.Image | Mapping[str, Any]) -> Hashable:
+    """What equal images, or equal regions, have in common."""
+    if isinstance(visual, Image.Image):
+        return visual.size, visual.tobytes()
+    return tuple(np.asarray(visual[name]).tobytes() for name in ("features", "boxes"))
+
+
+def _size(visual: Image.Image | Mapping[str, Any]) -> tuple[int, int]:
+    if isinstance(visual, Image.Image):
+        return visual.height, visual.width
+    height, width = visual["image_size"]
+    return int(height), int(width)
 
 
 def number_of(rows: Iterable) -> int | None:

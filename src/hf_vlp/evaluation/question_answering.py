@@ -1,7 +1,7 @@
 """Answering questions by ranking a list of answers: accuracy, and the honest baseline. ALBEF section 5.
 
-Rows hold `image`, `question` and, where known, `answers`, one per annotator; some have a `question_type`.
-Q: questions, k: answers kept of each.
+Rows hold `image`, or `regions` for LXMERT, `question` and, where known, `answers`: one per annotator or,
+beside `answer_scores`, each once; some have a `question_type`. Q: questions, k: answers kept of each.
 """
 
 from collections import Counter, defaultdict
@@ -13,11 +13,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
 
-from .inference import batched, distinct_images, evaluating, number_of, to_model
+from ..models.modeling_lxmert_tasks import LXMERTForQuestionAnswering
+from .inference import batched, evaluating, number_of, to_model, visual_inputs, visual_of
 from .metrics import require_no_nan
-from .vqa import mean_per_type, vqa_accuracy, vqa_scores
+from .vqa import mean_per_type, vqa_scores
 
 KEPT = 10  # best answers of each question in a result
+Reference = list[str] | dict[str, float] | None  # answers of annotators, or scores of answers
 
 
 @dataclass
@@ -25,8 +27,9 @@ class QuestionAnsweringResult:
     """Predicted `answers`, and what else was likely.
 
     `indices` (Q, k) are the up to 10 best of the answer list, best first, `probabilities` (Q, k) theirs among
-    the `top_k` that were ranked. `accuracy` is the official VQA accuracy, None for rows without answers;
-    `accuracy_per_type` is that of each `question_type`, empty where rows have none.
+    the `top_k` that were ranked, of LXMERT each answer's own. `accuracy` is the official VQA accuracy, or the
+    mean of the predicted answers' `answer_scores`, None for rows without answers; `accuracy_per_type` is that
+    of each `question_type`, empty where rows have none.
     """
 
     answers: list[str]
@@ -40,39 +43,40 @@ def evaluate_question_answering(
     model: PreTrainedModel,
     processor: ProcessorMixin,
     rows: Iterable[dict],
-    answer_list: Sequence[str],
+    answer_list: Sequence[str] | None = None,
     top_k: int = 128,
     batch_size: int = 32,
     progress: bool = False,
 ) -> QuestionAnsweringResult:
-    """Answer each row's question with the best of `answer_list`, and score the answers (`vqa_scores`).
+    """Answer each row's question with the best of `answer_list`, and score the answers: by the row's
+    `answer_scores`, where it has them (0 for other answers), or by its annotators (`vqa_scores`).
 
-    The `top_k` answers with the likeliest first token are ranked in full (official: 128 of 3,128). Rows of a
-    batch that show the same image share its pass.
+    The `top_k` answers with the likeliest first token are ranked in full (official: 128 of 3,128). LXMERT
+    chooses among all classes of its head, `config.answers`, and needs no list. Rows of a batch that show the
+    same image share its pass.
 
     Raises:
-        ValueError: no rows, no answers to rank, answers of some rows only, `top_k` or `batch_size` below 1.
+        ValueError: no rows, no answers to rank or others than those of LXMERT's head, answers of some rows
+            only, `top_k` or `batch_size` below 1.
     """
-    if not answer_list:
-        raise ValueError("answer_list is empty; give the answers that the model chooses from")
     if top_k < 1:
         raise ValueError(f"top_k is {top_k}; use a number of answers of at least 1")
     indices, probabilities, references, types = [], [], [], []
     with evaluating(model), tqdm(total=number_of(rows), desc="answers", disable=not progress) as bar:
-        candidates = to_model(processor.encode_answers(list(answer_list)), model)
+        answer_list, candidates = answer_candidates(model, processor, answer_list)
         for batch in batched(rows, batch_size):
-            images, image_index = distinct_images(batch)
-            questions = processor.encode_questions([row["question"] for row in batch])
+            visual = visual_inputs(model, processor, [visual_of(row, processor) for row in batch])
+            questions = to_model(processor.encode_questions([row["question"] for row in batch]), model)
             ranked = model.rank_answers(
-                **to_model(processor(images=images, return_tensors="pt"), model),
-                **to_model(questions, model),
+                **visual.inputs,
+                **questions,
                 **candidates,
                 top_k=min(top_k, len(answer_list)),
-                image_index=image_index.to(model.device),
+                image_index=visual.index,
             )
             indices.append(ranked.indices[:, :KEPT].cpu())
             probabilities.append(ranked.probabilities[:, :KEPT].float().cpu())
-            references += [row.get("answers") for row in batch]
+            references += [_reference(row) for row in batch]
             types += [row.get("question_type") for row in batch]
             bar.update(len(batch))
     if not indices:
@@ -82,6 +86,32 @@ def evaluate_question_answering(
     answers = [answer_list[best] for best in indices[:, 0].tolist()]
     accuracy, accuracy_per_type = _accuracies(answers, references, types)
     return QuestionAnsweringResult(answers, indices, probabilities, accuracy, accuracy_per_type)
+
+
+def answer_candidates(
+    model: PreTrainedModel, processor: ProcessorMixin, answers: Sequence[str] | None
+) -> tuple[list[str], dict[str, Tensor]]:
+    """The answers that a model chooses from, and what its `rank_answers` takes of them.
+
+    LXMERT's answers are the classes of its head: `answers` may be None, and name them where the config does
+    not.
+
+    Raises:
+        ValueError: no answers to choose from, or others than those of the config.
+    """
+    if not isinstance(model, LXMERTForQuestionAnswering):
+        if not answers:
+            raise ValueError("answer_list is empty; give the answers that the model chooses from")
+        return list(answers), to_model(processor.encode_answers(list(answers)), model)
+    known, classes = model.config.answers, model.config.num_qa_labels
+    answers = known if answers is None else list(answers)
+    if answers is None or len(answers) != classes or known not in (None, answers):
+        given = "None" if answers is None else f"a list of {len(answers)}"
+        raise ValueError(
+            f"answer_list is {given}, but the model chooses among the {classes} answers of its head; "
+            + ("give their strings in the order of the classes" if known is None else "leave it at None")
+        )
+    return answers, {}
 
 
 def majority_answer_accuracy(train_rows: Iterable[dict], rows: Iterable[dict]) -> float:
@@ -95,7 +125,7 @@ def majority_answer_accuracy(train_rows: Iterable[dict], rows: Iterable[dict]) -
     """
     votes = defaultdict(Counter)
     for row in train_rows:
-        votes[row.get("question_type")].update(row["answers"])
+        votes[row.get("question_type")].update(_reference(row) or ())
     overall = sum(votes.values(), Counter())
     if not overall:
         raise ValueError("train_rows holds no answers; give at least one row with `answers`")
@@ -103,15 +133,36 @@ def majority_answer_accuracy(train_rows: Iterable[dict], rows: Iterable[dict]) -
     for row in rows:
         counts = votes.get(row.get("question_type")) or overall
         predictions.append(counts.most_common(1)[0][0])
-        references.append(row["answers"])
-    return vqa_accuracy(predictions, references)
+        references.append(_reference(row))
+    return _scores(predictions, references).mean().item()
 
 
-def _accuracies(answers: list[str], references: list, types: list) -> tuple[float | None, dict[str, float]]:
+def _reference(row: dict) -> Reference:
+    """What a row's answer is compared with; None without answers, {} where no answer is right."""
+    answers, scores = row.get("answers"), row.get("answer_scores")
+    return (answers or None) if scores is None else dict(zip(answers, scores, strict=True))
+
+
+def _accuracies(
+    answers: list[str], references: list[Reference], types: list
+) -> tuple[float | None, dict[str, float]]:
     if not any(references):
         return None, {}
-    if not all(references):
-        row = [bool(reference) for reference in references].index(False)
+    if None in references:
+        row = references.index(None)
         raise ValueError(f"rows[{row}] has no `answers` and others do; give those of all rows, or of none")
-    scores = vqa_scores(answers, references)
+    scores = _scores(answers, references)
     return scores.mean().item(), mean_per_type(scores, types)
+
+
+def _scores(answers: list[str], references: list[Reference]) -> Tensor:
+    is_soft = [isinstance(reference, dict) for reference in references]
+    if not any(is_soft):
+        return vqa_scores(answers, references)
+    if not all(is_soft):
+        row = is_soft.index(False)
+        raise ValueError(
+            f"rows[{row}] has no `answer_scores` and others do; give those of all rows, or of none"
+        )
+    scores = [reference.get(answer, 0.0) for answer, reference in zip(answers, references, strict=True)]
+    return torch.tensor(scores, dtype=torch.float64)

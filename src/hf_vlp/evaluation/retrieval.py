@@ -5,15 +5,17 @@ keys and values are projected once, for a block of images at a time; an image's 
 and without padding, from the first self-attention on, which is done once per text.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
+from transformers.utils import ModelOutput
 
-from .inference import batched, evaluating, images_of, number_of, to_model
+from ..models.modeling_lxmert_tasks import LXMERTForRetrieval
+from .inference import batched, evaluating, number_of, to_model, visual_inputs, visual_of
 from .metrics import retrieval_recall
 
 UNSCORED = -100.0  # score of a pair outside the shortlist, as in the official code
@@ -30,13 +32,16 @@ class RetrievalResult:
     `itc_scores` (I, T) are cosines over all pairs. `image_to_text` (I, T) and `text_to_image` (T, I) are
     match logits of the shortlist of each image and of each text, -100 elsewhere. `text_image` (T,) is the
     image of each text. `itc_metrics` and `metrics` (re-ranked) are those of `retrieval_recall`.
+
+    Of LXMERT, which has no features to compare, `itc_scores` and `itc_metrics` are None, and the others hold
+    the probabilities of a match of all pairs.
     """
 
-    itc_scores: Tensor
+    itc_scores: Tensor | None
     image_to_text: Tensor
     text_to_image: Tensor
     text_image: Tensor
-    itc_metrics: dict[str, float]
+    itc_metrics: dict[str, float] | None
     metrics: dict[str, float]
 
 
@@ -48,10 +53,12 @@ def evaluate_retrieval(
     batch_size: int = 32,
     progress: bool = False,
 ) -> RetrievalResult:
-    """Score images against texts in two stages; rows hold `image` and `caption`, the list of its texts.
+    """Score images against texts in two stages; rows hold `image` (or LXMERT's `regions`) and `caption`, the
+    list of its texts.
 
     `top_k` texts per image and images per text are re-ranked (official: 256 on COCO, 128 on Flickr30K), all
-    where there are fewer. `batch_size` images are encoded, or held with keys and values, at a time.
+    where there are fewer. `batch_size` images are encoded, or held with keys and values, at a time. LXMERT
+    scores all pairs, whatever `top_k`.
 
     Raises:
         ValueError: no rows, an image without captions, a caption that is not in a list, `top_k` or
@@ -59,6 +66,8 @@ def evaluate_retrieval(
     """
     if top_k < 1:
         raise ValueError(f"top_k is {top_k}; use a length of the shortlist of at least 1")
+    if isinstance(model, LXMERTForRetrieval):
+        return _by_matching_all(model, processor, rows, batch_size, progress)
     with evaluating(model):
         images, image_features, captions = _encode_images(model, processor, rows, batch_size, progress)
         texts, text_features = _encode_texts(
@@ -70,7 +79,7 @@ def evaluate_retrieval(
     itc_scores = itc_scores.cpu().clone()
     image_to_text = scores.where(for_image, UNSCORED).cpu()
     text_to_image = scores.where(for_text, UNSCORED).T.contiguous().cpu()
-    text_image = torch.tensor([i for i, texts in enumerate(captions) for _ in texts])
+    text_image = _image_of_texts(captions)
     return RetrievalResult(
         itc_scores=itc_scores,
         image_to_text=image_to_text,
@@ -79,6 +88,34 @@ def evaluate_retrieval(
         itc_metrics=retrieval_recall(itc_scores, itc_scores.T, text_image),
         metrics=retrieval_recall(image_to_text, text_to_image, text_image),
     )
+
+
+def _by_matching_all(model, processor, rows, batch_size: int, progress: bool) -> RetrievalResult:
+    """Every pair scored, by a model that has no features to compare."""
+    encoded, captions = [], []
+    with evaluating(model):
+        for texts, inputs, output in _image_outputs(model, processor, rows, batch_size, progress):
+            captions += texts
+            encoded.append((output.last_hidden_state, inputs["visual_attention_mask"]))
+        tokens = to_model(processor(text=[text for texts in captions for text in texts]), model)
+        mask = tokens["attention_mask"]
+        batches = zip(tokens["input_ids"].split(batch_size), mask.split(batch_size), strict=True)
+        words = torch.cat([model.get_text_features(*batch).last_hidden_state for batch in batches])
+        blocks = tqdm(encoded, desc="pairs", unit="block", disable=not progress)
+        scores = torch.cat([model.score_pairs(words, mask, *block) for block in blocks])  # (I, T)
+    scores, text_image = scores.cpu().clone(), _image_of_texts(captions)
+    return RetrievalResult(
+        itc_scores=None,
+        image_to_text=scores,
+        text_to_image=scores.T.contiguous(),
+        text_image=text_image,
+        itc_metrics=None,
+        metrics=retrieval_recall(scores, scores.T, text_image),
+    )
+
+
+def _image_of_texts(captions: list[list[str]]) -> Tensor:
+    return torch.tensor([i for i, texts in enumerate(captions) for _ in texts])
 
 
 def shortlists(scores: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
@@ -121,17 +158,27 @@ def _encode_images(
     model, processor, rows, batch_size: int, progress: bool
 ) -> tuple[Tensor, Tensor, list[list[str]]]:
     embeds, features, captions = [], [], []
+    for texts, _, output in _image_outputs(model, processor, rows, batch_size, progress):
+        captions += texts
+        embeds.append(output.last_hidden_state)
+        features.append(output.pooler_output)
+    return torch.cat(embeds), torch.cat(features), captions
+
+
+def _image_outputs(
+    model, processor, rows, batch_size: int, progress: bool
+) -> Iterator[tuple[list[list[str]], dict[str, Tensor], ModelOutput]]:
+    """Captions of images, their inputs, and what the model makes of these, batch by batch."""
+    seen = 0
     with tqdm(total=number_of(rows), desc="images", disable=not progress) as bar:
         for batch in batched(rows, batch_size):
-            captions += [_captions(row, len(captions) + i) for i, row in enumerate(batch)]
-            pixels = processor(images=images_of(batch), return_tensors="pt")
-            output = model.get_image_features(**to_model(pixels, model))
-            embeds.append(output.last_hidden_state)
-            features.append(output.pooler_output)
+            captions = [_captions(row, seen + i) for i, row in enumerate(batch)]
+            inputs = visual_inputs(model, processor, [visual_of(row, processor) for row in batch]).repeated()
+            yield captions, inputs, model.get_image_features(**inputs)
+            seen += len(batch)
             bar.update(len(batch))
-    if not embeds:
+    if not seen:
         raise ValueError("rows is empty; give at least one row with `image` and `caption`")
-    return torch.cat(embeds), torch.cat(features), captions
 
 
 def _captions(row: dict, index: int) -> list[str]:

@@ -18,9 +18,12 @@ from transformers.models.auto.auto_factory import _BaseAutoModelClass, _LazyAuto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from .configuration_albef import ALBEFConfig
+from .configuration_butd import BUTDConfig
+from .configuration_lxmert import LXMERTConfig
 from .configuration_text import VLPTextConfig
 from .configuration_xvlm import XVLMConfig
 from .image_processing_albef import ALBEFImageProcessor
+from .image_processing_butd import BUTDImageProcessor
 from .image_processing_xvlm import XVLMImageProcessor
 from .modeling_albef import ALBEFForGrounding, ALBEFForPreTraining, ALBEFForRetrieval, ALBEFModel
 from .modeling_albef_tasks import (
@@ -29,8 +32,19 @@ from .modeling_albef_tasks import (
     ALBEFForVisualEntailment,
     ALBEFForVisualReasoning,
 )
+from .modeling_butd import BUTDDetector
+from .modeling_lxmert import LXMERTModel
+from .modeling_lxmert_pretraining import LXMERTForPreTraining
+from .modeling_lxmert_tasks import (
+    LXMERTForGrounding,
+    LXMERTForQuestionAnswering,
+    LXMERTForRetrieval,
+    LXMERTForVisualEntailment,
+    LXMERTForVisualReasoning,
+)
 from .modeling_xvlm import XVLMForGrounding, XVLMForPreTraining, XVLMForRetrieval, XVLMModel
 from .processing_albef import ALBEFProcessor
+from .processing_lxmert import LXMERTProcessor
 from .processing_xvlm import XVLMProcessor
 
 
@@ -64,7 +78,7 @@ class AutoModelForTextAssignment(_BaseAutoModelClass):
     _model_mapping = _LazyAutoMapping(CONFIG_MAPPING_NAMES, OrderedDict())
 
 
-# config: (processor, image processor, base model, heads)
+# config: (processor, image processor, base model, heads); None where a model has none
 MODELS = {
     ALBEFConfig: (
         ALBEFProcessor,
@@ -78,6 +92,20 @@ MODELS = {
             ALBEFForVisualReasoning,
             ALBEFForTextAssignment,
             ALBEFForGrounding,
+        ),
+    ),
+    BUTDConfig: (None, BUTDImageProcessor, BUTDDetector, ()),
+    LXMERTConfig: (
+        LXMERTProcessor,
+        None,
+        LXMERTModel,
+        (
+            LXMERTForPreTraining,
+            LXMERTForQuestionAnswering,
+            LXMERTForVisualReasoning,
+            LXMERTForVisualEntailment,
+            LXMERTForRetrieval,
+            LXMERTForGrounding,
         ),
     ),
     XVLMConfig: (
@@ -106,12 +134,11 @@ def register():
     AutoConfig.register(VLPTextConfig.model_type, VLPTextConfig, exist_ok=True)
     for config, (processor, image_processor, base_model, heads) in MODELS.items():
         AutoConfig.register(config.model_type, config, exist_ok=True)
-        AutoProcessor.register(config, processor, exist_ok=True)
-        AutoImageProcessor.register(
-            config,
-            image_processor_classes=dict.fromkeys(("torchvision", "pil"), image_processor),
-            exist_ok=True,
-        )
+        if processor is not None:
+            AutoProcessor.register(config, processor, exist_ok=True)
+        if image_processor is not None:
+            backends = dict.fromkeys(("torchvision", "pil"), image_processor)
+            AutoImageProcessor.register(config, image_processor_classes=backends, exist_ok=True)
         AutoModel.register(config, (base_model, *heads), exist_ok=True)
         for head in heads:
             AUTO_CLASSES[head.auto_class].register(config, head, exist_ok=True)

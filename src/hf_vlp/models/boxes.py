@@ -4,9 +4,11 @@ R: regions, G: patches along one side, N = G * G patches. Boxes are `cxcywh` or 
 image (0..1).
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
-from torchvision.ops import box_convert, generalized_box_iou_loss
+from torchvision.ops import box_convert, clip_boxes_to_image, generalized_box_iou_loss
 
 
 def patch_mask(boxes: Tensor, grid: int) -> Tensor:
@@ -47,3 +49,59 @@ def heatmap_boxes(heatmap: Tensor, share: float = 0.5) -> Tensor:
     (left, right), (top, bottom) = edges
     corners = torch.stack([left, top, right, bottom], dim=1) / grid
     return box_convert(corners, "xyxy", "cxcywh")
+
+
+def boxes_in_pixels(boxes: Tensor, image_sizes: Sequence[tuple[int, int]]) -> Tensor:
+    """Relative `cxcywh` boxes (R, 4) to left, top, right, bottom in pixels, clipped to the image.
+
+    `image_sizes` holds (height, width) of the image of each box.
+
+    Raises:
+        ValueError: not as many sizes as boxes.
+    """
+    if len(boxes) != len(image_sizes):
+        raise ValueError(
+            f"pred_boxes has {len(boxes)} boxes and image_sizes {len(image_sizes)}; give one each"
+        )
+    corners = box_convert(boxes.detach().float().cpu(), "cxcywh", "xyxy")
+    return torch.stack(
+        [
+            clip_boxes_to_image(box * torch.tensor([width, height, width, height]), (height, width))
+            for box, (height, width) in zip(corners, image_sizes, strict=True)
+        ]
+    )
+
+
+def relative_corners(
+    boxes: Sequence[Tensor | Sequence], image_sizes: Sequence[tuple[int, int]]
+) -> list[Tensor]:
+    """Boxes of each image, (r, 4) x, y, w, h in pixels, to relative `xyxy` boxes (r, 4).
+
+    `image_sizes` holds (height, width) of each image.
+
+    Raises:
+        ValueError: not as many sizes as images; a box that is empty, inverted, or reaches more than a pixel
+            out of its image.
+    """
+    if len(boxes) != len(image_sizes):
+        raise ValueError(
+            f"boxes are given for {len(boxes)} images and image_sizes for {len(image_sizes)}; give both"
+        )
+    return [
+        _relative_corners(some, size, i)
+        for i, (some, size) in enumerate(zip(boxes, image_sizes, strict=True))
+    ]
+
+
+def _relative_corners(boxes: Tensor | Sequence, image_size: tuple[int, int], image: int) -> Tensor:
+    height, width = image_size
+    boxes = torch.as_tensor(boxes, dtype=torch.float).reshape(-1, 4)
+    corners = box_convert(boxes, "xywh", "xyxy")
+    size = torch.tensor([width, height, width, height], dtype=torch.float)
+    bad = (boxes[:, 2:] <= 0).any(dim=1) | (corners < -1).any(dim=1) | (corners > size + 1).any(dim=1)
+    if bad.any():
+        raise ValueError(
+            f"boxes of image {image} hold {boxes[bad][0].tolist()}, which does not lie in its {width} x "
+            f"{height} pixels; give x, y, w, h in pixels with w, h > 0, clipped to the image"
+        )
+    return (corners / size).clamp(0, 1)

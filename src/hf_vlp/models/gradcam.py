@@ -9,10 +9,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-RECORDED = "vlp_recorded"
+from .attention_maps import recording
 
 
 def gradcam(
@@ -29,7 +27,7 @@ def gradcam(
         torch.inference_mode(False),
         torch.enable_grad(),
         _frozen(model),
-        _recording(attention, config) as maps,
+        recording([attention], config) as (maps,),
     ):
         scores = score()
         (gradient,) = torch.autograd.grad(scores.sum(), maps)
@@ -46,30 +44,3 @@ def _frozen(model: PreTrainedModel) -> Iterator[None]:
     finally:
         for parameter in trained:
             parameter.requires_grad_(True)
-
-
-@contextlib.contextmanager
-def _recording(attention: nn.Module, config: PreTrainedConfig) -> Iterator[list[Tensor]]:
-    """The list that takes the map of `attention`, from which a graph starts."""
-    implementation, config._attn_implementation = config._attn_implementation, RECORDED
-    attention.recorded_maps = []
-    try:
-        yield attention.recorded_maps
-    finally:
-        config._attn_implementation = implementation
-        del attention.recorded_maps
-
-
-def _recorded_attention(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
-    weights = query @ key.transpose(-2, -1) * scaling
-    if attention_mask is not None:
-        weights = weights + attention_mask
-    weights = weights.softmax(dim=-1)  # (R, H, Q, S)
-    if hasattr(module, "recorded_maps"):
-        weights = weights.detach().requires_grad_()
-        module.recorded_maps.append(weights)
-    return (weights @ value).transpose(1, 2), weights
-
-
-ALL_ATTENTION_FUNCTIONS.register(RECORDED, _recorded_attention)
-ALL_MASK_ATTENTION_FUNCTIONS.register(RECORDED, ALL_MASK_ATTENTION_FUNCTIONS["eager"])

@@ -1,5 +1,5 @@
 """BERT cut in two, layers that read text and layers that also attend to the image, and a decoder of texts
-(ALBEF, X-VLM).
+(ALBEF, X-VLM); its embeddings, attention and layers are LXMERT's too.
 
 B: images, R: texts, L: text length, S: image tokens, D: text width, W: image width, H: heads, d = D / H, V:
 vocabulary.
@@ -46,11 +46,11 @@ class Packing(NamedTuple):
 
     def pad(self, states: Tensor) -> Tensor:
         """(1, N, D) -> (T, L, D)."""
-        return states[0][self.slots]
+        return F.embedding(self.slots, states[0])  # several times as fast as indexing in the backward pass
 
     def pack(self, states: Tensor) -> Tensor:
         """(T, L, D) -> (1, N, D)."""
-        return states.flatten(0, 1)[self.words][None]
+        return states.flatten(0, 1).index_select(0, self.words)[None]
 
 
 def eager_attention(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
@@ -95,7 +95,7 @@ class KeyValueProjection(nn.Module):
         self.value = nn.Linear(context_size, config.hidden_size)
 
     def forward(self, context: Tensor) -> KeyValues:  # (B, S, W)
-        return _split_heads(self.key(context), self.num_heads), _split_heads(
+        return split_heads(self.key(context), self.num_heads), split_heads(
             self.value(context), self.num_heads
         )
 
@@ -133,7 +133,7 @@ class BertCrossAttention(nn.Module):
 
     def attend(self, queries: Tensor, key_values: KeyValues, attention_mask: Tensor | None) -> Tensor:
         """Queries (B, M, D) over keys and values (B, H, S, d): (B, M, D)."""
-        queries = _split_heads(queries, self.num_heads)
+        queries = split_heads(queries, self.num_heads)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
         dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
         context, _ = attend(self, queries, *key_values, attention_mask, scaling=self.scaling, dropout=dropout)
@@ -144,6 +144,7 @@ class BertSelfAttention(BertCrossAttention):
     """Multi-head attention that makes its own keys and values from the words it reads.
 
     Where texts are packed, every projection sees words only, and padding is there within the attention alone.
+    Of packed texts the states that attend are those of all words, or of the first of each text (1, T, D).
     """
 
     def __init__(self, config):
@@ -159,15 +160,20 @@ class BertSelfAttention(BertCrossAttention):
         packing: Packing | None = None,
         remember: Remember | None = None,
     ) -> Tensor:
-        if packing is not None and hidden_states is not words:
+        only_first = packing is not None and hidden_states is not words
+        if only_first and not (self.training or torch.is_grad_enabled()) and are_plain(self.key, self.value):
             return self.read_once(hidden_states, packing.pad(words), packing.mask)
-        states = self.query(hidden_states), self.key(words), self.value(words)
-        queries, keys, values = states if packing is None else map(packing.pad, states)
-        key_values = _split_heads(keys, self.num_heads), _split_heads(values, self.num_heads)
+        queries, *states = self.query(hidden_states), self.key(words), self.value(words)
+        if packing is not None:
+            queries = queries.transpose(0, 1) if only_first else packing.pad(queries)
+            states = map(packing.pad, states)
+        key_values = tuple(split_heads(state, self.num_heads) for state in states)
         if remember is not None:
             key_values = remember(*key_values)
         context = self.attend(queries, key_values, attention_mask)
-        return context if packing is None else packing.pack(context)
+        if packing is None:
+            return context
+        return context.transpose(0, 1) if only_first else packing.pack(context)
 
     def read_once(self, first: Tensor, words: Tensor, mask: Tensor) -> Tensor:
         """One word of each text (1, T, D) attends to its words (T, L, D), without keys and values of these.
@@ -270,7 +276,7 @@ class TextEncoder(VLPPreTrainedModel):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         hidden_states = self.embeddings(input_ids)
-        mask = _attention_mask(self.config, hidden_states, attention_mask)
+        mask = key_mask(self.config, hidden_states, attention_mask)
         for layer in self.layer:
             hidden_states = layer(hidden_states, mask)
         return hidden_states  # (R, L, D)
@@ -310,7 +316,7 @@ class FusionEncoder(VLPPreTrainedModel):
     def read_words(self, text_embeds: Tensor, attention_mask: Tensor) -> Tensor:
         """The first self-attention (R, L, D), which sees no image, so that a text needs it once for all
         images."""
-        mask = _attention_mask(self.config, text_embeds, attention_mask)
+        mask = key_mask(self.config, text_embeds, attention_mask)
         return self.layer[0].attention(text_embeds, text_embeds, mask)
 
     def forward(
@@ -330,7 +336,7 @@ class FusionEncoder(VLPPreTrainedModel):
         nothing.
         """
         images, hidden_states = len(image_key_values[0][0]), text_embeds
-        mask = _attention_mask(self.config, text_embeds, attention_mask)
+        mask = key_mask(self.config, text_embeds, attention_mask)
         packing = None
         if images == 1 < len(text_embeds) and not self.training:
             packing = Packing.of(attention_mask)
@@ -339,7 +345,7 @@ class FusionEncoder(VLPPreTrainedModel):
         for i, (layer, key_values) in enumerate(zip(self.layers, image_key_values, strict=True)):
             is_last = i == len(image_key_values) - 1
             if cls_only and is_last:  # masks for one query per text
-                mask = _attention_mask(self.config, text_embeds[:, :1], attention_mask, text_embeds)
+                mask = key_mask(self.config, text_embeds[:, :1], attention_mask, text_embeds)
                 context_mask = _image_mask(self.config, text_embeds[:, :1], images, image_mask)
             hidden_states = layer(
                 hidden_states,
@@ -469,7 +475,21 @@ class TextDecoder(VLPPreTrainedModel, GenerationMixin):
         }
 
 
-def _split_heads(states: Tensor, num_heads: int) -> Tensor:
+def are_plain(*layers: nn.Module) -> bool:
+    """Whether weight and bias say all that the layers do: not those of adapters, nor offloaded ones."""
+    return all(type(layer) is nn.Linear and not layer.weight.is_meta for layer in layers)
+
+
+def project_together(states: Tensor, *layers: nn.Linear) -> tuple[Tensor, ...]:
+    """What linear layers of one width make of the same states (..., W), in one product if they are plain."""
+    if not are_plain(*layers):
+        return tuple(layer(states) for layer in layers)
+    weight = torch.cat([layer.weight for layer in layers])
+    bias = torch.cat([layer.bias for layer in layers])
+    return F.linear(states, weight, bias).chunk(len(layers), dim=-1)
+
+
+def split_heads(states: Tensor, num_heads: int) -> Tensor:
     return states.unflatten(-1, (num_heads, -1)).transpose(1, 2)  # (R, L, D) -> (R, H, L, d)
 
 
@@ -477,7 +497,9 @@ def _group_rows(states: Tensor, groups: int) -> Tensor:
     return states.reshape(groups, -1, states.shape[-1])  # (B * T, L, D) -> (B, T * L, D)
 
 
-def _attention_mask(config, queries: Tensor, mask: Tensor, keys: Tensor | None = None):
+def key_mask(config, queries: Tensor, mask: Tensor | None, keys: Tensor | None = None) -> Tensor | None:
+    """Which keys (B, S) to see, as the attention of `config` wants it for `queries` (B, M, D); `keys` (B, S,
+    D) where they are not the queries themselves. None for all."""
     return create_bidirectional_mask(
         config=config, inputs_embeds=queries, attention_mask=mask, encoder_hidden_states=keys
     )
@@ -487,4 +509,4 @@ def _image_mask(config, text_embeds: Tensor, images: int, image_mask: Tensor | N
     if image_mask is None:
         return None
     keys = text_embeds.new_empty(*image_mask.shape, 0)  # only its shape and type are looked at
-    return _attention_mask(config, _group_rows(text_embeds, images), image_mask, keys)
+    return key_mask(config, _group_rows(text_embeds, images), image_mask, keys)

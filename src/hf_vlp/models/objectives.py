@@ -63,3 +63,30 @@ def positives(ids: Tensor, other_ids: Tensor) -> Tensor:
     """For each of `ids` (B,) equal shares of those of `other_ids` (C,) that are the same: (B, C)."""
     same = (ids[:, None] == other_ids[None, :]).float()
     return same / same.sum(dim=1, keepdim=True)
+
+
+def classification_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Loss of choosing among A classes, logits (B, A).
+
+    Soft labels (B, A) in 0..1 are learnt each by itself: binary cross-entropy, summed over classes, the mean
+    over rows, as the official VQA models of LXMERT and their like. Class ids (B,) give the cross-entropy, the
+    mean over rows whose id is not -100; 0 without any.
+    """
+    if labels.ndim == 2:
+        losses = F.binary_cross_entropy_with_logits(logits.float(), labels.float(), reduction="none")
+        return losses.sum(dim=1).mean()
+    losses = F.cross_entropy(logits.float(), labels, reduction="sum")  # 0 at -100
+    return losses / (labels != -100).sum().clamp(min=1)
+
+
+def region_class_loss(logits: Tensor, labels: Tensor, scores: Tensor, total: Tensor) -> Tensor:
+    """Cross-entropy of N regions (N, C) at labels (N,), each weighed by its score (N,), over `total` regions.
+    LXMERT section 3.1."""
+    losses = F.cross_entropy(logits.float(), labels, reduction="none")
+    return (losses * scores).sum() / total
+
+
+def region_feature_loss(predicted: Tensor, target: Tensor, total: Tensor) -> Tensor:
+    """Smooth L1 loss of M features (M, F), the mean over F, over `total` regions. LXMERT section 3.1."""
+    losses = F.smooth_l1_loss(predicted.float(), target.float(), reduction="none").mean(dim=1)
+    return losses.sum() / total

@@ -7,14 +7,13 @@ import copy
 import re
 from collections.abc import Sequence
 
-import torch
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor
-from torchvision.ops import box_convert, clip_boxes_to_image
 from transformers import BatchFeature, PreTrainedConfig
 from transformers.processing_utils import ProcessorMixin
 
 from .backbones import trunk_image_size
+from .boxes import boxes_in_pixels
 from .image_processing_squash import SquashImageProcessor
 
 _DELETED = re.compile(r"[,.'!?\"()*#:;~]")
@@ -156,17 +155,7 @@ class ImageTextProcessor(ProcessorMixin):
 
         `image_sizes` holds (height, width) of the image of each box; boxes are clipped to it.
         """
-        if len(pred_boxes) != len(image_sizes):
-            raise ValueError(
-                f"pred_boxes has {len(pred_boxes)} boxes and image_sizes {len(image_sizes)}; give one each"
-            )
-        corners = box_convert(pred_boxes.detach().float().cpu(), "cxcywh", "xyxy")
-        return torch.stack(
-            [
-                clip_boxes_to_image(box * torch.tensor([width, height, width, height]), (height, width))
-                for box, (height, width) in zip(corners, image_sizes, strict=True)
-            ]
-        )
+        return boxes_in_pixels(pred_boxes, image_sizes)
 
     def _encode(self, texts: list[str], return_tensors: str = "pt", **kwargs) -> BatchFeature:
         settings = {"padding": True, "truncation": True, "max_length": self.max_tokens, **kwargs}

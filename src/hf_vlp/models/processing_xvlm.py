@@ -10,7 +10,7 @@ from torch import Tensor
 from torchvision.ops import box_convert
 
 from .backbones import trunk_stride
-from .boxes import patch_mask
+from .boxes import patch_mask, relative_corners
 from .image_processing_xvlm import XVLMImageProcessor
 from .processing_image_text import ImageTextProcessor
 
@@ -66,14 +66,7 @@ class XVLMProcessor(ImageTextProcessor):
         Raises:
             ValueError: a box that is empty, inverted, or reaches more than a pixel out of its image.
         """
-        if len(boxes) != len(image_sizes):
-            raise ValueError(
-                f"boxes are given for {len(boxes)} images and image_sizes for {len(image_sizes)}; give both"
-            )
-        relative = [
-            _relative_boxes(some, size, i)
-            for i, (some, size) in enumerate(zip(boxes, image_sizes, strict=True))
-        ]
+        relative = relative_corners(boxes, image_sizes)
         counts = torch.tensor([len(some) for some in relative])
         corners = torch.cat(relative) if relative else torch.zeros(0, 4)
         return {
@@ -81,18 +74,3 @@ class XVLMProcessor(ImageTextProcessor):
             "region_patch_mask": patch_mask(corners, self.image_processor.size["height"] // self.patch_size),
             "target_boxes": box_convert(corners, "xyxy", "cxcywh"),
         }
-
-
-def _relative_boxes(boxes: Tensor | Sequence, image_size: tuple[int, int], image: int) -> Tensor:
-    """Pixels x, y, w, h (r, 4) to corners relative to the image."""
-    height, width = image_size
-    boxes = torch.as_tensor(boxes, dtype=torch.float).reshape(-1, 4)
-    corners = box_convert(boxes, "xywh", "xyxy")
-    size = torch.tensor([width, height, width, height], dtype=torch.float)
-    bad = (boxes[:, 2:] <= 0).any(dim=1) | (corners < -1).any(dim=1) | (corners > size + 1).any(dim=1)
-    if bad.any():
-        raise ValueError(
-            f"boxes of image {image} hold {boxes[bad][0].tolist()}, which does not lie in its {width} x "
-            f"{height} pixels; give x, y, w, h in pixels with w, h > 0, clipped to the image"
-        )
-    return (corners / size).clamp(0, 1)

@@ -2,12 +2,13 @@
 
 from .arguments import VLPTrainingArguments
 from .checkpoints import last_complete_checkpoint
-from .optimizers import OfficialAdamW
+from .optimizers import BertAdam, OfficialAdamW
 from .recipes import RECIPES, recipe
 from .trainer import VLPTrainer
 
 __all__ = [
     "RECIPES",
+    "BertAdam",
     "OfficialAdamW",
     "VLPTrainer",
     "VLPTrainingArguments",

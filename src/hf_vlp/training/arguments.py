@@ -8,7 +8,7 @@ from transformers import TrainingArguments
 
 @dataclass
 class VLPTrainingArguments(TrainingArguments):
-    """`TrainingArguments` with five more fields and these other defaults.
+    """`TrainingArguments` with seven more fields and these other defaults.
 
     Collators need every column (`remove_unused_columns`); contrastive losses want full batches, in training
     only (`dataloader_drop_last`); batches of images leave the box head unused (`ddp_find_unused_parameters`,
@@ -23,11 +23,16 @@ class VLPTrainingArguments(TrainingArguments):
     - region_probability: chance that a batch of regions goes before a batch of images.
     - alpha_ramp_epochs: epochs over which the weight of a momentum teacher's soft targets rises from 0 to the
       model's `config.alpha` (1 in most of ALBEF's schedules).
-    - official_adamw: use `OfficialAdamW`, the rule the official code trains with, in place of `optim`.
+    - official_adamw: use `OfficialAdamW`, the rule that X-VLM's code trains with, in place of `optim`.
+    - bert_adam: use `BertAdam`, that of LXMERT's code: every parameter decays, and a linear schedule is
+      `bert_schedule`, whose warm-up is not rounded to whole steps.
+    - answer_loss_weights: weight of the answer loss of LXMERT's pretraining in each epoch; the last one
+      holds for all later epochs. None leaves the model's own.
 
     Raises:
         ValueError: a multiplier that is not positive, a probability outside 0..1, a batch size below 1, a
-            negative number of epochs, `official_adamw` together with another `optim`.
+            negative number of epochs, a negative weight or none, more than one of `optim`, `official_adamw`
+            and `bert_adam`.
     """
 
     remove_unused_columns: bool = field(
@@ -62,6 +67,12 @@ class VLPTrainingArguments(TrainingArguments):
     official_adamw: bool = field(
         default=False, metadata={"help": "Use the AdamW of the official X-VLM code."}
     )
+    bert_adam: bool = field(
+        default=False, metadata={"help": "Use the optimizer and schedule of the official LXMERT code."}
+    )
+    answer_loss_weights: list[float] | None = field(
+        default=None, metadata={"help": "Weight of the answer loss in each epoch, the last from then on."}
+    )
 
     def __post_init__(self):
         if self.accelerator_config is None:
@@ -79,6 +90,12 @@ class VLPTrainingArguments(TrainingArguments):
             )
         if self.alpha_ramp_epochs < 0:
             raise ValueError(f"alpha_ramp_epochs is {self.alpha_ramp_epochs}; use 0 or more")
+        weights = self.answer_loss_weights
+        if weights is not None and (not weights or min(weights) < 0):
+            raise ValueError(f"answer_loss_weights is {weights}; give at least one number, none negative")
         default = type(self).__dataclass_fields__["optim"].default
-        if self.official_adamw and self.optim != default:
-            raise ValueError(f"optim is {self.optim!r} and official_adamw is True; leave one at its default")
+        if (self.optim != default) + self.official_adamw + self.bert_adam > 1:
+            raise ValueError(
+                f"optim is {self.optim!r}, official_adamw {self.official_adamw} and bert_adam "
+                f"{self.bert_adam}; choose one optimizer and leave the others at their defaults"
+            )

@@ -1,17 +1,16 @@
-"""AdamW as the official code of X-VLM and ALBEF runs it, for training that has to follow theirs."""
+"""Optimizers of official codes, for training that has to follow theirs: AdamW as X-VLM and ALBEF run it,
+BertAdam of LXMERT and its schedule.
+"""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
 
 
-class OfficialAdamW(torch.optim.Optimizer):
-    """AdamW by the rule of transformers 4, which differs from `torch.optim.AdamW` in two points.
-
-    With corrections c1 = 1 - beta1^t and c2 = 1 - beta2^t, a step is p -= lr * sqrt(c2) / c1 * m / (sqrt(v) +
-    eps), then p -= lr * weight_decay * p. So `eps` is not scaled up by the correction of early steps, which
-    makes the first steps of parameters with gradients around `eps` larger, and decay acts on the new value.
+class OfficialOptimizer(torch.optim.Optimizer, ABC):
+    """What both share: Adam's two moments of every parameter that has had a gradient.
 
     Raises:
         ValueError: lr, eps or weight_decay is negative, or a beta is outside 0..1.
@@ -20,10 +19,10 @@ class OfficialAdamW(torch.optim.Optimizer):
     def __init__(
         self,
         params: Iterable[Tensor] | Iterable[dict],
-        lr: float = 1e-4,
-        betas: tuple[float, float] = (0.9, 0.98),
-        eps: float = 1e-8,
-        weight_decay: float = 0.01,
+        lr: float,
+        betas: tuple[float, float],
+        eps: float,
+        weight_decay: float,
     ):
         for name, value in (("lr", lr), ("eps", eps), ("weight_decay", weight_decay)):
             if value < 0:
@@ -57,10 +56,20 @@ class OfficialAdamW(torch.optim.Optimizer):
 
         denominators = torch._foreach_sqrt(squares)
         torch._foreach_add_(denominators, eps)
-        steps = [-lr * (1 - betas[1] ** s["step"]) ** 0.5 / (1 - betas[0] ** s["step"]) for s in states]
-        torch._foreach_addcdiv_(params, means, denominators, steps)
-        if weight_decay:
-            torch._foreach_mul_(params, 1 - lr * weight_decay)
+        self._move(params, means, denominators, [s["step"] for s in states], lr, betas, weight_decay)
+
+    @abstractmethod
+    def _move(
+        self,
+        params: list[Tensor],
+        means: list[Tensor],
+        denominators: list[Tensor],
+        steps: list[int],
+        lr: float,
+        betas: tuple[float, float],
+        weight_decay: float,
+    ):
+        """Change the parameters in place; `denominators` are sqrt(v) + eps."""
 
     def _state(self, param: Tensor) -> dict:
         state = self.state[param]
@@ -69,3 +78,68 @@ class OfficialAdamW(torch.optim.Optimizer):
             state["exp_avg"] = torch.zeros_like(param, memory_format=torch.preserve_format)
             state["exp_avg_sq"] = torch.zeros_like(param, memory_format=torch.preserve_format)
         return state
+
+
+class OfficialAdamW(OfficialOptimizer):
+    """AdamW by the rule of transformers 4, which differs from `torch.optim.AdamW` in two points.
+
+    With corrections c1 = 1 - beta1^t and c2 = 1 - beta2^t, a step is p -= lr * sqrt(c2) / c1 * m / (sqrt(v) +
+    eps), then p -= lr * weight_decay * p. So `eps` is not scaled up by the correction of early steps, which
+    makes the first steps of parameters with gradients around `eps` larger, and decay acts on the new value.
+
+    Raises:
+        ValueError: lr, eps or weight_decay is negative, or a beta is outside 0..1.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict],
+        lr: float = 1e-4,
+        betas: tuple[float, float] = (0.9, 0.98),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+    ):
+        super().__init__(params, lr, betas, eps, weight_decay)
+
+    def _move(self, params, means, denominators, steps, lr, betas, weight_decay):
+        sizes = [-lr * (1 - betas[1] ** step) ** 0.5 / (1 - betas[0] ** step) for step in steps]
+        torch._foreach_addcdiv_(params, means, denominators, sizes)
+        if weight_decay:
+            torch._foreach_mul_(params, 1 - lr * weight_decay)
+
+
+class BertAdam(OfficialOptimizer):
+    """Adam of the first BERT, without correction of early steps, as LXMERT's code trains with it.
+
+    A step is p -= lr * (m / (sqrt(v) + eps) + weight_decay * p). For LXMERT's trajectory every parameter
+    decays, biases and norms too, and the rate follows `bert_schedule`.
+
+    Raises:
+        ValueError: lr, eps or weight_decay is negative, or a beta is outside 0..1.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict],
+        lr: float = 1e-4,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-6,
+        weight_decay: float = 0.01,
+    ):
+        super().__init__(params, lr, betas, eps, weight_decay)
+
+    def _move(self, params, means, denominators, steps, lr, betas, weight_decay):
+        updates = torch._foreach_div(means, denominators)
+        torch._foreach_add_(updates, params, alpha=weight_decay)
+        torch._foreach_add_(params, updates, alpha=-lr)
+
+
+def bert_schedule(step: int, num_steps: int, warmup: float) -> float:
+    """Factor on the learning rate of the update after `step` others: up to 1 over the share `warmup` of all
+    steps, then down to 0, both linear. The first is 0, and so without effect; the end of the warm-up need
+    not be a whole step.
+    """
+    progress = step / num_steps
+    if progress < warmup:
+        return progress / warmup
+    return (1 - progress) / (1 - warmup) if progress < 1 else 0.0

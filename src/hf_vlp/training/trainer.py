@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from accelerate.utils import find_batch_size, gather_object
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput, has_length, seed_worker
@@ -17,9 +18,9 @@ from transformers.utils import ModelOutput, logging
 from ..data.collators import Collator
 from ..data.mixing import MixedBatchSampler, MixedCollator, MixedDataset
 from .arguments import VLPTrainingArguments
-from .callbacks import AlphaRamp
+from .callbacks import AlphaRamp, AnswerLossWeights
 from .checkpoints import last_complete_checkpoint
-from .optimizers import OfficialAdamW
+from .optimizers import BertAdam, OfficialAdamW, bert_schedule
 
 logger = logging.get_logger(__name__)
 
@@ -35,8 +36,9 @@ class VLPTrainer(Trainer):
 
     - logs every field `loss_*` of the model's output: in training the mean over the logging window, in
       evaluation `eval_loss_*`, the mean over rows; both over all processes;
-    - raises the weight of a momentum teacher over `alpha_ramp_epochs`;
-    - gives `model.new_parameters` their own learning rate, and can use the official AdamW
+    - raises the weight of a momentum teacher over `alpha_ramp_epochs`, and gives the answer loss its
+      `answer_loss_weights`;
+    - gives `model.new_parameters` their own learning rate, and can use the official optimizers
       (`VLPTrainingArguments`);
     - trains on a `MixedDataset`, whose batches are of one kind on all processes. Rows that a collator of this
       package reads go the same way, so that a resumed run repeats the random choices of the undisturbed one;
@@ -44,8 +46,8 @@ class VLPTrainer(Trainer):
     - resumes from the last checkpoint that was written to its end (`train(resume_from_checkpoint=True)`).
 
     Raises:
-        ValueError: `args` are no `VLPTrainingArguments`, or ramp the teacher of a model that learns from
-            none; at training, fewer rows than one batch.
+        ValueError: `args` are no `VLPTrainingArguments`, or are about the teacher or the answer loss of a
+            model that has none; at training, fewer rows than one batch.
     """
 
     def __init__(self, model: nn.Module | None = None, args: VLPTrainingArguments | None = None, **kwargs):
@@ -63,6 +65,13 @@ class VLPTrainer(Trainer):
                     "from no teacher; leave it at 0"
                 )
             self.add_callback(AlphaRamp(args.alpha_ramp_epochs))
+        if args.answer_loss_weights is not None:
+            if not hasattr(self.model, "answer_weight"):
+                raise ValueError(
+                    f"answer_loss_weights is {args.answer_loss_weights}, but {type(self.model).__name__} has "
+                    "no answer loss to weigh; leave it at None"
+                )
+            self.add_callback(AnswerLossWeights(args.answer_loss_weights))
 
     # Loss terms
 
@@ -165,10 +174,10 @@ class VLPTrainer(Trainer):
         if self.optimizer is not None:
             return self.optimizer
         args = self.args
-        if args.official_adamw:
+        if args.official_adamw or args.bert_adam:
             betas = (args.adam_beta1, args.adam_beta2)
             self.optimizer_cls_and_kwargs = (
-                OfficialAdamW,
+                OfficialAdamW if args.official_adamw else BertAdam,
                 {"lr": args.learning_rate, "betas": betas, "eps": args.adam_epsilon},
             )
         optimizer = super().create_optimizer(model)
@@ -178,6 +187,17 @@ class VLPTrainer(Trainer):
             )
         return optimizer
 
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> LRScheduler:
+        args = self.args
+        if self.lr_scheduler is None and args.bert_adam and args.lr_scheduler_type == "linear":
+            warmup = args.warmup_steps / (num_training_steps if args.warmup_steps >= 1 else 1)
+            factor = partial(bert_schedule, num_steps=num_training_steps, warmup=warmup)
+            self.lr_scheduler = LambdaLR(optimizer or self.optimizer, factor)
+            self._created_lr_scheduler = True  # so that another call of `train` makes a new one
+        return super().create_scheduler(num_training_steps, optimizer)
+
     def _new_parameters(self) -> set[nn.Parameter]:
         return {p for name, p in self.model.named_parameters() if name in self.model.new_parameters}
 
@@ -185,7 +205,10 @@ class VLPTrainer(Trainer):
         """Names of the parameters that decay, which biases, norms and Swin's relative positions do not.
 
         With `official_adamw` the norms of the two-layer heads do: the official list of names misses them.
+        With `bert_adam` all parameters do.
         """
+        if self.args.bert_adam:
+            return [name for name, _ in model.named_parameters()]
         names = super().get_decay_parameter_names(model)
         if self.args.official_adamw:
             names += [

@@ -1,0 +1,164 @@
+"""Texts for LXMERT and the regions of images, extracted or given, and boxes back in pixels.
+
+B: images, T: texts, R: regions of an image, L: text length.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision.ops import box_convert
+from transformers import BatchFeature, PreTrainedConfig
+from transformers.processing_utils import ProcessorMixin
+
+from .boxes import boxes_in_pixels, relative_corners
+from .region_extractors import load_extractor
+from .regions import RegionExtractor, Regions, stack_regions
+
+
+class LXMERTProcessor(ProcessorMixin):
+    """Tokenizer, and the extractor that finds regions in images.
+
+    Texts are read as `[CLS] words [SEP]`, at most `max_tokens` in all, 20 in the paper.
+
+    Args:
+        tokenizer: a BERT-like tokenizer.
+        extractor: what finds regions, or what `load_extractor` takes to load it: the name or folder of a
+            detector, `grid:NAME`, `torchvision:NAME`. It is loaded when the first image comes; None if
+            regions are always given.
+        max_tokens: tokens of a text that are read, [CLS] and [SEP] included.
+    """
+
+    _auto_class = "AutoProcessor"
+
+    def __init__(self, tokenizer=None, extractor: str | RegionExtractor | None = None, max_tokens: int = 20):
+        self.max_tokens = max_tokens
+        self._loaded = None if extractor is None or isinstance(extractor, str) else extractor
+        self.extractor = extractor if self._loaded is None else getattr(extractor, "spec", None)
+        super().__init__(tokenizer)
+
+    @classmethod
+    def from_config(cls, config: PreTrainedConfig, tokenizer, **kwargs) -> "LXMERTProcessor":
+        """The processor for a `tokenizer`; nothing of it depends on the model."""
+        return cls(tokenizer, **kwargs)
+
+    @property
+    def unused_input_names(self) -> list[str]:
+        return ["token_type_ids"]
+
+    @property
+    def region_extractor(self) -> RegionExtractor:
+        """The extractor, loaded if need be.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if self._loaded is None:
+            if self.extractor is None:
+                raise ValueError(
+                    "extractor is None, so images cannot be read; give regions, or the processor an "
+                    "extractor: LXMERTProcessor.from_pretrained(folder, extractor=...)"
+                )
+            self._loaded = load_extractor(self.extractor)
+        return self._loaded
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in transformers, without the extractor itself."""
+        loaded = self.__dict__.pop("_loaded")
+        try:
+            return super().to_dict()
+        finally:
+            self._loaded = loaded
+
+    def __call__(
+        self,
+        images=None,
+        text: str | Sequence[str] | None = None,
+        regions: Regions | Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
+        return_tensors: str = "pt",
+        **kwargs,
+    ) -> BatchFeature:
+        """Prepare texts, and images by their regions.
+
+        Args:
+            images: a PIL image, or a list of them, of any size, in which the extractor finds regions.
+            text: a text or a list of texts.
+            regions: instead of images, what an extractor made of them, or of each image the dict that
+                `stack_regions` takes.
+            return_tensors: "pt".
+            kwargs: passed to the tokenizer (`padding`, `pad_to_multiple_of`, ...).
+
+        Returns:
+            `visual_feats` (B, R, F), `visual_pos` (B, R, 4), x1, y1, x2, y2 in 0..1, `visual_attention_mask`
+            (B, R), 1 for a region; `input_ids` and `attention_mask` (T, L), padded to the longest text.
+
+        Raises:
+            ValueError: nothing is given, images and regions both, images without an extractor, an empty text,
+                or regions that do not fit (`stack_regions`).
+        """
+        if images is None and text is None and regions is None:
+            raise ValueError("images, regions and text are all None; give images, regions or texts")
+        if images is not None and regions is not None:
+            raise ValueError("images and regions are both given; give one of them")
+        batch = BatchFeature()
+        if images is not None:
+            regions = self.extract(images)
+        if regions is not None:
+            batch.update(_visual_inputs(regions))
+        if text is not None:
+            batch.update(self._encode([text] if isinstance(text, str) else text, return_tensors, **kwargs))
+        return batch
+
+    def extract(self, images) -> Regions:
+        """Regions of PIL images by the processor's extractor."""
+        return self.region_extractor.extract(images if isinstance(images, (list, tuple)) else [images])
+
+    def clean_text(self, text: str) -> str:
+        """A text without spaces around it.
+
+        Raises:
+            ValueError: nothing is left.
+        """
+        if not text.strip():
+            raise ValueError(f"text={text!r} has no word; give a text with words")
+        return text.strip()
+
+    def encode_questions(self, questions: Sequence[str], **kwargs) -> BatchFeature:
+        """Questions to `input_ids` and `attention_mask` (T, L); `kwargs` go to the tokenizer."""
+        return self._encode(questions, **kwargs)
+
+    def encode_regions(
+        self, boxes: Sequence[Tensor | Sequence], image_sizes: Sequence[tuple[int, int]]
+    ) -> dict[str, Tensor]:
+        """Boxes of each image, (r, 4) x, y, w, h in pixels, to `target_boxes` (T, 4) cx, cy, w, h in 0..1.
+
+        `image_sizes` holds (height, width) of each image.
+
+        Raises:
+            ValueError: a box that is empty, inverted, or reaches more than a pixel out of its image.
+        """
+        corners = torch.cat(relative_corners(boxes, image_sizes))
+        return {"target_boxes": box_convert(corners, "xyxy", "cxcywh")}
+
+    def post_process_boxes(self, pred_boxes: Tensor, image_sizes: Sequence[tuple[int, int]]) -> Tensor:
+        """Boxes (T, 4) cx, cy, w, h in 0..1 to left, top, right, bottom in pixels of the original images.
+
+        `image_sizes` holds (height, width) of the image of each box; boxes are clipped to it.
+        """
+        return boxes_in_pixels(pred_boxes, image_sizes)
+
+    def _encode(self, texts: Sequence[str], return_tensors: str = "pt", **kwargs) -> BatchFeature:
+        settings = {"padding": True, "truncation": True, "max_length": self.max_tokens, **kwargs}
+        settings.update(return_token_type_ids=False, return_tensors=return_tensors)
+        return self.tokenizer([self.clean_text(text) for text in texts], **settings)
+
+
+def _visual_inputs(regions: Regions | Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+    if not isinstance(regions, Regions):
+        regions = stack_regions([regions] if isinstance(regions, Mapping) else list(regions))
+    return {
+        "visual_feats": regions.features.float(),
+        "visual_pos": regions.boxes.float(),
+        "visual_attention_mask": regions.mask.to(torch.long),
+    }

@@ -380,7 +380,7 @@ def test_score_pairs(pairs_per_call):
         one = {name: value[[image] * 4] for name, value in visual.items()}
         pooled = model.lxmert(**one, **texts).pooler_output
         expected = model.cls["seq_relationship"](pooled).softmax(dim=1)[:, 1]
-        torch.testing.assert_close(scores[image], expected, **CLOSE)
+        torch.testing.assert_close(scores[image].sigmoid(), expected, **CLOSE)
 
 
 def test_negatives_are_of_other_images():
@@ -416,6 +416,19 @@ def test_grounding_targets():
     torch.testing.assert_close(output.loss_region, expected)
     assert output.region_logits[:, 4:].max() < -1e30  # padding is never chosen
     torch.testing.assert_close(output.loss, output.loss_region + output.loss_bbox + output.loss_giou)
+
+
+def test_refined_boxes_keep_a_size():
+    model, batch = hf_vlp.LXMERTForGrounding(tiny_lxmert_config()).eval(), visual_grounding_batch()
+    model.region_head.shift.weight.data.zero_()
+    boxes = []
+    for bias in ([0.0, 0, 0, 0], [0.5, 0, -9, 0.0]):
+        model.region_head.shift.bias.data.copy_(torch.tensor(bias))
+        boxes.append(model(**batch).pred_boxes)
+    cells = {(0.25, 0.25), (0.25, 0.75), (0.75, 0.25), (0.75, 0.75)}
+    assert {tuple(box[:2]) for box in boxes[0].tolist()} <= cells and (boxes[0][:, 2:] == 0.5).all()
+    torch.testing.assert_close(boxes[1][:, 0], boxes[0][:, 0] + 0.25)
+    assert (boxes[1][:, 2] > 0).all() and (boxes[1][:, 2] < 0.01).all() and (boxes[1][:, 3] == 0.5).all()
 
 
 def test_wrong_shapes_are_named():

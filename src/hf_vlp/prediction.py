@@ -174,7 +174,7 @@ def _match_all(model, processor, images: Sequence, tokens: dict, batch_size: int
         regions = model.get_image_features(**visual.inputs).last_hidden_state
         region_mask = visual.inputs["visual_attention_mask"]
         found = model.score_pairs(words, mask, regions, region_mask, pairs_per_call=batch_size)
-        probabilities.append(found[visual.index])
+        probabilities.append(found[visual.index].sigmoid())
     return {"probability": torch.cat(probabilities)}
 
 

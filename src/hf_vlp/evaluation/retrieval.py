@@ -34,7 +34,7 @@ class RetrievalResult:
     image of each text. `itc_metrics` and `metrics` (re-ranked) are those of `retrieval_recall`.
 
     Of LXMERT, which has no features to compare, `itc_scores` and `itc_metrics` are None, and the others hold
-    the probabilities of a match of all pairs.
+    the log-odds of a match of all pairs.
     """
 
     itc_scores: Tensor | None

@@ -259,7 +259,7 @@ class LXMERTForRetrieval(LXMERTHead):
         visual_attention_mask: Tensor,
         pairs_per_call: int = PAIRS_PER_CALL,
     ) -> Tensor:
-        """Probability of a match (B, T) of every image with every text, `pairs_per_call` pairs at a time.
+        """Log-odds of a match (B, T) of every image with every text, `pairs_per_call` pairs at a time.
 
         Texts (T, L, D) are those of `get_text_features`, images (B, R, D) those of `get_image_features`.
 
@@ -270,14 +270,14 @@ class LXMERTForRetrieval(LXMERTHead):
             raise ValueError(f"pairs_per_call is {pairs_per_call}; use a number of at least 1")
         images, texts = len(regions), len(words)
         pairs = torch.arange(images * texts, device=words.device)
-        probabilities = []
+        scores = []
         for chunk in pairs.split(pairs_per_call):
             image, text = chunk // texts, chunk % texts
             logits = self.match(
                 words[text], attention_mask[text], regions[image], visual_attention_mask[image]
             )
-            probabilities.append(logits.float().softmax(dim=1)[:, 1])
-        return torch.cat(probabilities).view(images, texts)
+            scores.append(logits[:, 1].float() - logits[:, 0].float())
+        return torch.cat(scores).view(images, texts)
 
     def forward(
         self,
@@ -334,7 +334,7 @@ class LXMERTForGroundingOutput(VLPForGroundingOutput):
 
 
 class RegionHead(nn.Module):
-    """The score of each region for a text, and how its box is to be moved; from the region's state beside the
+    """The score of each region for a text, and how its box is to change; from the region's state beside the
     pooled one (T, R, 2D)."""
 
     def __init__(self, config: LXMERTConfig):
@@ -399,7 +399,7 @@ class LXMERTForGrounding(LXMERTHead):
         logits, shifts = self.region_head(states.region_hidden_state, states.pooler_output)
         if mask is not None:
             logits = logits.masked_fill(~mask.bool(), torch.finfo(logits.dtype).min)
-        refined = box_convert(boxes, "xyxy", "cxcywh") + shifts  # (T, R, 4)
+        refined = _refine(boxes, shifts)
         output = LXMERTForGroundingOutput(
             pred_boxes=_pick(refined, logits.argmax(dim=1)), region_logits=logits
         )
@@ -409,6 +409,13 @@ class LXMERTForGrounding(LXMERTHead):
             output.loss_bbox, output.loss_giou = box_losses(_pick(refined, best).float(), target_boxes)
             output.loss = output.loss_region + output.loss_bbox + output.loss_giou
         return output if return_dict else output.to_tuple()
+
+
+def _refine(boxes: Tensor, shifts: Tensor) -> Tensor:
+    """`xyxy` boxes (T, R, 4) moved by parts of their sides, which grow or shrink by a factor: `cxcywh`."""
+    centres, sides = box_convert(boxes, "xyxy", "cxcywh").split(2, dim=-1)
+    moves, growth = shifts.split(2, dim=-1)
+    return torch.cat([centres + moves * sides, sides * growth.clamp(-4, 4).exp()], dim=-1)
 
 
 def _pick(boxes: Tensor, index: Tensor) -> Tensor:

@@ -7,9 +7,22 @@ from pathlib import Path
 
 import datasets
 import pytest
+from butd_reference import tiny_butd
 from own_data import write_albef, write_karpathy, write_lines, write_photos, write_refer
+from test_data_features import pixel_row, write_tsv
 from test_data_nlvr import SCENE, draw
-from transformers import BertConfig, BertForMaskedLM, SwinConfig, SwinModel, ViTConfig, ViTModel
+from tiny_extractors import save_detector, save_trunk
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertTokenizer,
+    LxmertConfig,
+    LxmertForQuestionAnswering,
+    SwinConfig,
+    SwinModel,
+    ViTConfig,
+    ViTModel,
+)
 from typer.testing import CliRunner
 
 from hf_vlp import (
@@ -20,6 +33,12 @@ from hf_vlp import (
     ALBEFForVisualEntailment,
     ALBEFForVisualReasoning,
     ALBEFProcessor,
+    LXMERTConfig,
+    LXMERTForGrounding,
+    LXMERTForPreTraining,
+    LXMERTForQuestionAnswering,
+    LXMERTForVisualReasoning,
+    LXMERTProcessor,
     VLPTextConfig,
     XVLMConfig,
     XVLMForGrounding,
@@ -41,8 +60,26 @@ ALBEF = {
     "albef-nlvr": ALBEFForVisualReasoning,
     "albef-refcoco": ALBEFForGrounding,
 }
+LXMERT = {
+    "lxmert-base": LXMERTForPreTraining,
+    "lxmert-vqa": LXMERTForQuestionAnswering,
+    "lxmert-nlvr2": LXMERTForVisualReasoning,
+    "lxmert-refcoco": LXMERTForGrounding,
+}
+ANSWERS = ["", "2", "blue", "no", "red", "woman", "yes"]
 TEXT = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32}
-COMMANDS = ("quickstart", "predict", "train", "evaluate", "convert", "albef", "xvlm")
+COMMANDS = (
+    "quickstart",
+    "predict",
+    "train",
+    "evaluate",
+    "extract",
+    "convert",
+    "albef",
+    "butd",
+    "lxmert",
+    "xvlm",
+)
 SWIN = SwinConfig(image_size=224, embed_dim=4, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2], window_size=7)
 
 
@@ -67,6 +104,8 @@ def user_folder(tmp_path_factory) -> Path:
     XVLMProcessor(XVLMImageProcessor(), tokenizer).save_pretrained(folder / "xvlm-base")
     SwinModel(SWIN).save_pretrained(folder / "microsoft" / "swin-base-patch4-window7-224-in22k")
     write_albef_models(folder, tokenizer)
+    write_lxmert_models(folder, tokenizer)
+    write_lxmert_data(folder)
     bert = BertConfig(vocab_size=len(tokenizer), num_hidden_layers=12, **TEXT)
     BertForMaskedLM(bert).save_pretrained(folder / "bert-base-uncased")
 
@@ -90,6 +129,65 @@ def write_albef_models(folder: Path, tokenizer) -> None:
     for name, head in ALBEF.items():
         head(config).save_pretrained(folder / name)
         ALBEFProcessor.from_config(config, tokenizer).save_pretrained(folder / name)
+
+
+def write_lxmert_models(folder: Path, tokenizer) -> None:
+    """Models, and what finds regions: the detector with features of width 24, another one with as many."""
+    tokenizer = BertTokenizer(vocab=tokenizer.get_vocab())  # which puts [CLS] and [SEP] around a text
+    sizes = {**TEXT, "vocab_size": len(tokenizer), "l_layers": 1, "r_layers": 1, "x_layers": 2}
+    sizes |= {"visual_feat_dim": 24, "num_qa_labels": len(ANSWERS)}
+    for name, head in LXMERT.items():
+        head(LXMERTConfig(**sizes, answers=ANSWERS)).save_pretrained(folder / name)
+        LXMERTProcessor(tokenizer).save_pretrained(folder / name)
+    native = folder / "unc-nlp" / "lxmert-vqa-uncased"
+    LxmertForQuestionAnswering(LxmertConfig(**sizes)).save_pretrained(native)
+    tokenizer.save_pretrained(native)
+    detector = tiny_butd()
+    detector.save_pretrained(folder / "butd")
+    detector.image_processor.save_pretrained(folder / "butd")
+    save_detector("detr", folder / "facebook" / "detr-resnet-50")
+    save_trunk("vit", folder / "facebook" / "dinov2-base")
+
+
+def write_lxmert_data(folder: Path) -> None:
+    """LXMERT's files under their official names; the images are called 0 to 11."""
+    places = range(12)
+    rows = {"train2014": places[:6], "val2014": places[6:]}
+    for name, images in rows.items():
+        write_tsv(folder / f"{name}_obj36.tsv", {str(i): pixel_row(i, dim=24) for i in images})
+    sentences = {"mscoco": ["a red circle"], "vqa": ["what color is the circle", "is there a square"]}
+    labels = {"vqa": [{"Red.": 1.0, "unheard of": 0.3}, {"yes": 1.0}]}
+    questions = [
+        {
+            "img_id": str(i),
+            "question_id": i,
+            "sent": "what color is the circle",
+            "label": {"red": 1.0, "blue": 0.3},
+        }
+        for i in places
+    ]
+    pairs = [
+        {
+            "img0": str(i),
+            "img1": "0",
+            "sent": "both images show a circle",
+            "label": i % 2,
+            "identifier": f"dev-1-{i}-0",
+        }
+        for i in places
+    ]
+    files = {
+        "lxmert/all_ans": [{"ans": answer, "dsets": ["vqa", "gqa"]} for answer in ANSWERS[1:]],
+        "lxmert/mscoco_train": [{"img_id": str(i), "sentf": sentences, "labelf": labels} for i in places],
+        "vqa/train": questions,
+        "vqa/minival": questions,
+        "vqa/trainval_label2ans": ["", "1 world", "2", "the woman", "yes"],
+        "gqa/train": [entry | {"question_id": str(entry["question_id"])} for entry in questions],
+        "nlvr2/train": pairs,
+    }
+    for name, entries in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / f"{name}.json").write_text(json.dumps(entries))
 
 
 def write_nlvr(split: Path) -> None:

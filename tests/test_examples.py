@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -11,10 +12,11 @@ import datasets
 import pytest
 from own_data import write_albef, write_karpathy, write_lines, write_photos, write_refer
 from transformers import AutoModel, AutoProcessor, BertConfig, BertForMaskedLM, PreTrainedModel, SwinModel
+from transformers.processing_utils import ProcessorMixin
 
-from hf_vlp import ALBEFForPreTraining
+from hf_vlp import ALBEFForPreTraining, LXMERTForPreTraining
+from hf_vlp.data.features import RegionWriter
 from hf_vlp.data.shapes import shapes_dataset, vocabulary
-from hf_vlp.models.processing_image_text import ImageTextProcessor
 from hf_vlp.quickstart import tiny_config, tiny_processor
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -27,6 +29,7 @@ ALBEF_SCRIPTS = {  # head, its rows of shapes and of ALBEF's lists, and the prin
 }
 SCRIPTS = {"pretrain": "XVLMForPreTraining", "finetune_retrieval": "XVLMForRetrieval"}
 SCRIPTS |= {"pretrain_albef": "ALBEFForPreTraining", "finetune_weak_grounding": "ALBEFForGrounding"}
+SCRIPTS |= {"pretrain_lxmert": "LXMERTForPreTraining", "finetune_lxmert": "LXMERTForQuestionAnswering"}
 SCRIPTS |= {"finetune_grounding": "XVLMForGrounding"} | {name: row[0] for name, row in ALBEF_SCRIPTS.items()}
 
 
@@ -67,6 +70,19 @@ def pretrained(tmp_path_factory) -> Path:
 def pretrained_albef(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("albef")
     model, processor = runpy.run_path(str(EXAMPLES / "small_albef.py"))["tiny_albef"](ALBEFForPreTraining)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pretrained_lxmert(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("lxmert")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(EXAMPLES)
+        model, processor = runpy.run_path(str(EXAMPLES / "small_lxmert.py"))["tiny_lxmert"](
+            LXMERTForPreTraining
+        )
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
@@ -115,6 +131,22 @@ def test_albef_as_a_user_runs_it(pretrained_albef, tmp_path):
     options = ["--output_dir", tmp_path, "--model", pretrained_albef]
     run("finetune_entailment", *FEW_STEPS, *options)
     assert is_saved(tmp_path, "ALBEFForVisualEntailment")
+
+
+def test_lxmert_from_its_pretraining_to_a_photograph(run_here, tmp_path):
+    output = run_here("pretrain_lxmert", *FEW_STEPS, "--output_dir", tmp_path / "pretrained")
+    assert "R@10 in a random order" in output and "foils that differ in one word" in output
+    assert is_saved(tmp_path / "pretrained", "LXMERTForPreTraining")
+    options = ["--model", tmp_path / "pretrained", "--output_dir", tmp_path / "answers", "--scenes", "20"]
+    output = run_here("finetune_lxmert", *FEW_STEPS, *options)
+    assert "of 256 questions" in output and "is there a red circle?" in output
+    assert len(re.findall(r"^  0\.\d\d \w+$", output, flags=re.M)) == 3
+    assert is_saved(tmp_path / "answers", "LXMERTForQuestionAnswering")
+
+
+def test_lxmert_from_nothing_as_a_user_runs_it(tmp_path):
+    run("finetune_lxmert", *FEW_STEPS, "--output_dir", tmp_path, "--scenes", "20")
+    assert is_saved(tmp_path, "LXMERTForQuestionAnswering")
 
 
 def test_predict(pretrained, tmp_path):
@@ -191,6 +223,50 @@ def test_weak_grounding_on_official_files(official_files, pretrained_albef, run_
     files = ["--refs", official_files / "refs(unc).p", "--instances", official_files / "instances.json"]
     output = run_here("finetune_weak_grounding", *files, *own_options(official_files, pretrained_albef))
     assert "of 4 texts" in output and is_saved(official_files / "out", "ALBEFForGrounding")
+
+
+@pytest.fixture
+def coco_regions(tmp_path) -> Path:
+    with RegionWriter(tmp_path / "regions") as writer:
+        for number, row in enumerate(shapes_dataset("captions", "train", 4, regions=True)):
+            writer.write(f"COCO_{number}", row["regions"])
+    return tmp_path / "regions"
+
+
+def test_lxmert_pretraining_on_official_files(coco_regions, pretrained_lxmert, run_here, tmp_path):
+    entries = [
+        {"img_id": f"COCO_{number}", "sentf": {"mscoco": ["a red circle"], "vqa": ["how many shapes"]},
+         "labelf": {"vqa": [{"Two": 1.0}]}}
+        for number in range(4)
+    ]  # fmt: skip
+    (tmp_path / "sentences.json").write_text(json.dumps(entries))
+    options = ["--train", tmp_path / "sentences.json", "--features", coco_regions]
+    options += [*FEW_STEPS, "--output_dir", tmp_path / "out"]
+    run_here("pretrain_lxmert", "--model", pretrained_lxmert, *options)
+    assert is_saved(tmp_path / "out", "LXMERTForPreTraining")
+
+
+def test_lxmert_answers_on_official_files(coco_regions, pretrained_lxmert, run_here, tmp_path):
+    entries = [
+        {"img_id": f"COCO_{number}", "question_id": number, "sent": "how many circles are there?",
+         "label": {"two": 1.0, "three": 0.3}, "answer_type": "number", "question_type": "how many"}
+        for number in range(4)
+    ]  # fmt: skip
+    (tmp_path / "questions.json").write_text(json.dumps(entries))
+    (tmp_path / "answers.json").write_text(json.dumps(["two", "three", "four"]))
+    rows = ["--train", tmp_path / "questions.json", "--test", tmp_path / "questions.json"]
+    options = [*rows, "--features", coco_regions, "--answers", tmp_path / "answers.json"]
+    options += [*FEW_STEPS, "--model", pretrained_lxmert, "--output_dir", tmp_path / "out"]
+    output = run_here("finetune_lxmert", *options)
+    assert "known from pre-training: 2 of 3 answers, without 'four'" in output and "of 4 questions" in output
+    assert AutoModel.from_pretrained(tmp_path / "out").config.answers == ["two", "three", "four"]
+
+
+@pytest.mark.parametrize("script", ["pretrain_lxmert", "finetune_lxmert"])
+def test_lxmert_rows_need_regions(script, run_here, capsys, pretrained_lxmert):
+    with pytest.raises(SystemExit):
+        run_here(script, "--train", "x", "--model", pretrained_lxmert)
+    assert "--features" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("script", ALBEF_SCRIPTS)
@@ -288,13 +364,15 @@ def test_own_rows_need_a_model(script, run_here, capsys):
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_push_to_hub(script, run_here, monkeypatch, pretrained, pretrained_albef, tmp_path):
-    pushed, start = [], pretrained_albef if SCRIPTS[script].startswith("ALBEF") else pretrained
-    for pushing in (PreTrainedModel, ImageTextProcessor):
+def test_push_to_hub(
+    script, run_here, monkeypatch, pretrained, pretrained_albef, pretrained_lxmert, tmp_path
+):
+    paper, pushed = SCRIPTS[script].split("For")[0], []
+    start = {"XVLM": pretrained, "ALBEF": pretrained_albef, "LXMERT": pretrained_lxmert}[paper]
+    for pushing in (PreTrainedModel, ProcessorMixin):
         monkeypatch.setattr(
             pushing, "push_to_hub", lambda self, name: pushed.append((type(self).__name__, name))
         )
     options = [*FEW_STEPS, "--model", start, "--output_dir", tmp_path, "--push-to-hub", "me/model"]
-    run_here(script, *options)
-    processor = "ALBEFProcessor" if start is pretrained_albef else "XVLMProcessor"
-    assert pushed == [(SCRIPTS[script], "me/model"), (processor, "me/model")]
+    run_here(script, *options, *(["--scenes", "20"] if script == "finetune_lxmert" else []))
+    assert pushed == [(SCRIPTS[script], "me/model"), (f"{paper}Processor", "me/model")]

@@ -19,7 +19,7 @@ from tiny import (
     visual_text_batch,
 )
 from torch.nn import functional as F
-from transformers import LxmertConfig, LxmertModel
+from transformers import BertConfig, BertForPreTraining, LxmertConfig, LxmertModel
 
 import hf_vlp
 from hf_vlp.models.answers import match_answers, simplify_answer
@@ -272,6 +272,34 @@ def test_resizing_the_vocabulary():
     torch.testing.assert_close(after[..., :40], before)
 
 
+def test_from_bert(tmp_path):
+    config = BertConfig(
+        vocab_size=40, hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=32
+    )
+    bert = BertForPreTraining(config)
+    bert.save_pretrained(tmp_path)
+    sizes = {"l_layers": 2, "r_layers": 1, "x_layers": 1, "visual_feat_dim": FEATURE_DIM}
+    model = hf_vlp.LXMERTForPreTraining.from_bert(str(tmp_path), **sizes)
+    expected, ours = bert.state_dict(), model.state_dict()
+    taken = {name for name in expected if not name.startswith(("bert.encoder.layer.2", "cls.predictions.d"))}
+    for name in taken - {"cls.predictions.bias"}:
+        assert torch.equal(ours[name.replace("bert.", "lxmert.")], expected[name]), name
+    assert torch.equal(ours["cls.predictions.bias"], expected["cls.predictions.bias"])
+    assert model.config.num_labels == 3 and model.config.l_layers == 2
+    assert {name.split(".")[0] for name in model.new_parameters} == {
+        "lxmert",
+        "obj_predict_head",
+        "answer_head",
+    }
+    assert all(
+        "layer." not in name or "r_layers" in name or "x_layers" in name for name in model.new_parameters
+    )
+    head = hf_vlp.LXMERTForQuestionAnswering.from_bert(str(tmp_path), **sizes)
+    assert "lxmert.pooler.dense.weight" not in head.new_parameters
+    with pytest.raises(ValueError, match="l_layers=9"):
+        hf_vlp.LXMERTModel.from_bert(str(tmp_path))
+
+
 # Answers
 
 
@@ -490,6 +518,11 @@ def test_processor(tmp_path):
     assert processor.region_extractor is not None
     loaded = hf_vlp.LXMERTProcessor.from_pretrained(tmp_path, extractor=OneBox())
     assert loaded(images=Image.new("RGB", (4, 3))).visual_feats.shape == (1, 1, FEATURE_DIM)
+    loaded.save_pretrained(tmp_path / "again")
+    assert hf_vlp.LXMERTProcessor.from_pretrained(tmp_path / "again").extractor == "one-box"
+    processor.extractor = None
+    with pytest.raises(ValueError, match="extractor is None"):
+        processor.region_extractor  # noqa: B018
 
 
 def test_processor_takes_regions():

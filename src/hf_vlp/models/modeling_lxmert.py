@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from transformers import AutoModelForPreTraining
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput
@@ -36,6 +37,9 @@ from .layers_bert import (
     project_together,
     split_heads,
 )
+from .public_weights import load_public_weights
+
+_OWN_FIELDS = {"model_type", "id2label", "label2id"}  # of a config, never another model's
 
 
 class LXMERTEmbeddings(BertEmbeddings):
@@ -211,6 +215,34 @@ class LXMERTPreTrainedModel(VLPPreTrainedModel):
         # of the last layer, in models that read only the pooled state
         r"encoder\.x_layers\.\d+\.visn_(self_att|inter|output)\.",
     ]
+
+    @classmethod
+    def from_bert(cls, text: str, **config_fields):
+        """Start from a public BERT: its embeddings, its lower layers, its pooler, and what its heads for
+        words and sentence pairs know. All else is new (`new_parameters`).
+
+        The paper's model starts from scratch; the official code offers this too.
+
+        Args:
+            text: name or folder of a BERT.
+            config_fields: further fields of the config, such as `l_layers`, 9 without it.
+
+        Raises:
+            ValueError: the BERT has fewer layers than `l_layers`.
+        """
+        bert = AutoModelForPreTraining.from_pretrained(text)
+        shared = set(cls.config_class.__dataclass_fields__) & set(bert.config.to_dict()) - _OWN_FIELDS
+        fields = {name: getattr(bert.config, name) for name in shared}
+        config = cls.config_class(**fields | config_fields)
+        if config.l_layers > bert.config.num_hidden_layers:
+            raise ValueError(
+                f"l_layers={config.l_layers}, but {text} has {bert.config.num_hidden_layers} layers; use "
+                "fewer"
+            )
+        model = cls(config)
+        state = {name.removeprefix("bert."): value for name, value in bert.state_dict().items()}
+        model.new_parameters = load_public_weights(model, state)
+        return model.eval()
 
     def set_image_size(self, image_size: int):
         """LXMERT reads regions of images of any size.

@@ -34,8 +34,7 @@ class LXMERTProcessor(ProcessorMixin):
 
     def __init__(self, tokenizer=None, extractor: str | RegionExtractor | None = None, max_tokens: int = 20):
         self.max_tokens = max_tokens
-        self._loaded = None if extractor is None or isinstance(extractor, str) else extractor
-        self.extractor = extractor if self._loaded is None else getattr(extractor, "spec", None)
+        self.extractor = extractor
         super().__init__(tokenizer)
 
     @classmethod
@@ -43,9 +42,31 @@ class LXMERTProcessor(ProcessorMixin):
         """The processor for a `tokenizer`; nothing of it depends on the model."""
         return cls(tokenizer, **kwargs)
 
+    @classmethod
+    def from_pretrained(
+        cls, *args, extractor: str | RegionExtractor | None = None, **kwargs
+    ) -> "LXMERTProcessor":
+        """Load as in transformers; an `extractor` takes the place of the saved one."""
+        processor = super().from_pretrained(*args, **kwargs)  # passes all it is given on to the tokenizer
+        if extractor is not None:
+            processor.extractor = extractor
+        return processor
+
     @property
     def unused_input_names(self) -> list[str]:
         return ["token_type_ids"]
+
+    @property
+    def extractor(self) -> str | None:
+        """What `load_extractor` takes to load the extractor, which is saved; None without one, or of one that
+        has no name. It may be set to either."""
+        return self._spec
+
+    @extractor.setter
+    def extractor(self, extractor: str | RegionExtractor | None):
+        is_name = extractor is None or isinstance(extractor, str)
+        self._spec = extractor if is_name else getattr(extractor, "spec", None)
+        self._loaded = None if is_name else extractor
 
     @property
     def region_extractor(self) -> RegionExtractor:
@@ -55,19 +76,19 @@ class LXMERTProcessor(ProcessorMixin):
             ValueError: there is none.
         """
         if self._loaded is None:
-            if self.extractor is None:
+            if self._spec is None:
                 raise ValueError(
                     "extractor is None, so images cannot be read; give regions, or the processor an "
                     "extractor: LXMERTProcessor.from_pretrained(folder, extractor=...)"
                 )
-            self._loaded = load_extractor(self.extractor)
+            self._loaded = load_extractor(self._spec)
         return self._loaded
 
     def to_dict(self) -> dict[str, Any]:
-        """As in transformers, without the extractor itself."""
+        """As in transformers, with the extractor's name."""
         loaded = self.__dict__.pop("_loaded")
         try:
-            return super().to_dict()
+            return super().to_dict() | {"extractor": self._spec}
         finally:
             self._loaded = loaded
 

@@ -1,4 +1,5 @@
-"""Public BERT weights for a text encoder and the fusion layers above it (ALBEF, X-VLM)."""
+"""Public BERT weights for a text encoder, and the fusion layers above it (ALBEF, X-VLM; LXMERT the
+former)."""
 
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -54,7 +55,8 @@ def text_and_fusion_weights(
 def load_public_weights(model: PreTrainedModel, state: dict[str, Tensor]) -> frozenset[str]:
     """Load what a base model or a head has a place for; return the names of its other parameters."""
     own = set(model.state_dict())
-    placed = {(name if name in own else f"model.{name}"): value for name, value in state.items()}
+    prefix = model.base_model_prefix
+    placed = {(name if name in own else f"{prefix}.{name}"): value for name, value in state.items()}
     loaded = model.load_state_dict({name: placed[name] for name in own & set(placed)}, strict=False)
     missing = set(loaded.missing_keys) - set(model.all_tied_weights_keys)
     model.fill_from_twins(missing)

@@ -8,12 +8,35 @@ import datasets
 import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
-from tiny import pretraining_batch, region_batch, retrieval_batch, tiny_albef_config, tiny_config
+from tiny import (
+    lxmert_pretraining_batch,
+    pretraining_batch,
+    region_batch,
+    retrieval_batch,
+    soft_answer_batch,
+    tiny_albef_config,
+    tiny_config,
+    tiny_lxmert_config,
+    visual_entailment_batch,
+    visual_grounding_batch,
+    visual_pair_batch,
+    visual_retrieval_batch,
+)
 from torch.nn.parallel import DistributedDataParallel
 from training_run import arguments, image_rows, mixed_collator, mixed_dataset, region_rows, weights
 from transformers import PreTrainedModel, set_seed
 
-from hf_vlp import ALBEFForRetrieval, XVLMForPreTraining, XVLMForRetrieval
+from hf_vlp import (
+    ALBEFForRetrieval,
+    LXMERTForGrounding,
+    LXMERTForPreTraining,
+    LXMERTForQuestionAnswering,
+    LXMERTForRetrieval,
+    LXMERTForVisualEntailment,
+    LXMERTForVisualReasoning,
+    XVLMForPreTraining,
+    XVLMForRetrieval,
+)
 from hf_vlp.data.mixing import MixedStream
 from hf_vlp.training import VLPTrainer
 
@@ -28,7 +51,17 @@ def joint_batches() -> dict[str, tuple[type[PreTrainedModel], Batch, dict]]:
     images = pretraining_batch(4) | negatives
     regions = region_batch() | negatives | {"is_full_image": torch.tensor([False, True, False, True])}
     retrieval = retrieval_batch() | negatives | {"image_ids": torch.tensor([7, 8, 7, 9])}
+    sentences = lxmert_pretraining_batch() | {"answer_labels": torch.arange(4)}
+    sentences["visual_attention_mask"] = torch.ones_like(
+        sentences["visual_attention_mask"]
+    )  # of equal weight
     return {
+        "lxmert_pretraining": (LXMERTForPreTraining, sentences, {}),
+        "lxmert_answering": (LXMERTForQuestionAnswering, soft_answer_batch(), {}),
+        "lxmert_reasoning": (LXMERTForVisualReasoning, visual_pair_batch(), {}),
+        "lxmert_entailment": (LXMERTForVisualEntailment, visual_entailment_batch(), {}),
+        "lxmert_retrieval": (LXMERTForRetrieval, visual_retrieval_batch() | negatives, {}),
+        "lxmert_grounding": (LXMERTForGrounding, visual_grounding_batch(), {}),
         "images": (XVLMForPreTraining, images, {}),
         "regions": (XVLMForPreTraining, regions, {}),
         "regions_with_ids": (XVLMForPreTraining, regions | {"image_ids": torch.tensor([0, 1, 1, 2])}, {}),
@@ -39,20 +72,20 @@ def joint_batches() -> dict[str, tuple[type[PreTrainedModel], Batch, dict]]:
 
 
 def half(batch: Batch, rank: int) -> Batch:
-    """Rows of one process; indices count within them."""
-    rows = slice(2 * rank, 2 * rank + 2)
-    mine = {name: value[rows] for name, value in batch.items() if len(value) == 4}
+    """Rows of one process, and its image if there are two; indices count within them."""
+    mine = {
+        name: value[rank * len(value) // 2 : (rank + 1) * len(value) // 2] for name, value in batch.items()
+    }
     mine |= {name: value % 2 for name, value in mine.items() if name.startswith("negative_")}
-    if "region_image_index" in batch:  # one image on each process
-        mine["pixel_values"] = batch["pixel_values"][rank : rank + 1]
-        mine["region_image_index"] = torch.zeros(2, dtype=torch.long)
-    return mine
+    indices = mine.keys() & {"image_index", "region_image_index"}
+    return mine | {name: torch.zeros_like(mine[name]) for name in indices}
 
 
 def build(name: str) -> tuple[PreTrainedModel, Batch]:
     model_class, batch, fields = joint_batches()[name]
     set_seed(0)
-    return model_class(tiny_config(**fields)).eval(), batch
+    make_config = tiny_lxmert_config if name.startswith("lxmert") else tiny_config
+    return model_class(make_config(**fields)).eval(), batch
 
 
 def gradients(model: torch.nn.Module) -> Batch:
@@ -62,8 +95,10 @@ def gradients(model: torch.nn.Module) -> Batch:
 def write_gradients(output_dir: Path):
     for name in joint_batches():
         model, batch = build(name)
-        wrapped = DistributedDataParallel(model, find_unused_parameters=True)
+        # LXMERT has none, which a second forward would tell
+        wrapped = DistributedDataParallel(model, find_unused_parameters=not name.startswith("lxmert"))
         wrapped(**half(batch, dist.get_rank())).loss.backward()
+        wrapped(**half(batch, dist.get_rank()))
         if dist.get_rank() == 0:
             save_file(gradients(model), output_dir / f"{name}.safetensors")
 

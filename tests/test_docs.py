@@ -154,7 +154,7 @@ def write_lxmert_data(folder: Path) -> None:
     places = range(12)
     rows = {"train2014": places[:6], "val2014": places[6:]}
     for name, images in rows.items():
-        write_tsv(folder / f"{name}_obj36.tsv", {str(i): pixel_row(i, dim=24) for i in images})
+        write_tsv(folder / f"{name}_obj36.tsv", {str(i): pixel_row(i, regions=36, dim=24) for i in images})
     sentences = {"mscoco": ["a red circle"], "vqa": ["what color is the circle", "is there a square"]}
     labels = {"vqa": [{"Red.": 1.0, "unheard of": 0.3}, {"yes": 1.0}]}
     questions = [

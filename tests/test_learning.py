@@ -9,10 +9,33 @@ from pathlib import Path
 
 import pytest
 
-from hf_vlp import XVLMForPreTraining
+from hf_vlp import (
+    LXMERTForGrounding,
+    LXMERTForQuestionAnswering,
+    LXMERTForVisualEntailment,
+    LXMERTForVisualReasoning,
+    LXMERTProcessor,
+    XVLMForPreTraining,
+)
 from hf_vlp.data.collators import ImageTextCollator
+from hf_vlp.data.lxmert_collators import (
+    LXMERTEntailmentCollator,
+    LXMERTGroundingCollator,
+    LXMERTPairCollator,
+    LXMERTQuestionCollator,
+)
 from hf_vlp.data.shapes import shapes_dataset, vocabulary
-from hf_vlp.evaluation import evaluate_foils, evaluate_retrieval
+from hf_vlp.evaluation import (
+    evaluate_entailment,
+    evaluate_foils,
+    evaluate_grounding,
+    evaluate_question_answering,
+    evaluate_reasoning,
+    evaluate_retrieval,
+    majority_answer_accuracy,
+    majority_label_accuracy,
+    random_object_accuracy,
+)
 from hf_vlp.quickstart import tiny_config, tiny_processor
 from hf_vlp.training import VLPTrainer, VLPTrainingArguments
 
@@ -40,6 +63,35 @@ def test_pretraining_beats_chance(tmp_path):
     assert (
         evaluate_foils(model, processor, shapes_dataset("foils", "test", 256)).accuracy > 0.65
     )  # a coin: 0.5
+
+
+def train_lxmert(model, task: str, collator, folder: Path, steps: int, learning_rate: float):
+    """Fine-tune on drawn scenes whose regions are given; the rows to score on."""
+    arguments = VLPTrainingArguments(
+        folder,
+        max_steps=steps,
+        per_device_train_batch_size=64,
+        learning_rate=learning_rate,
+        warmup_steps=steps // 16,
+        lr_scheduler_type="cosine",
+        save_strategy="no",
+        use_cpu=True,
+    )
+    rows = shapes_dataset(task, "train", 20_000, regions=True)
+    rows = rows.remove_columns("images" if task == "pairs" else "image")  # nobody looks at them
+    VLPTrainer(model, arguments, train_dataset=rows, data_collator=collator).train()
+    return shapes_dataset(task, "test", 256, regions=True)
+
+
+def test_answers_from_nothing_beat_the_most_frequent_ones(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    from small_lxmert import tiny_lxmert
+
+    model, processor = tiny_lxmert(LXMERTForQuestionAnswering)
+    collator = LXMERTQuestionCollator(processor=processor, answers=model.config.answers)
+    test = train_lxmert(model, "questions", collator, tmp_path, 200, 2e-3)
+    frequent = majority_answer_accuracy(shapes_dataset("questions", "train", 1000), test)
+    assert evaluate_question_answering(model, processor, test).accuracy > frequent + 0.2
 
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -81,3 +133,52 @@ def test_albef_fine_tuning(script, steps, wanted, pretrained_albef, tmp_path):
         script, tmp_path, "--model", str(pretrained_albef[0]), "--max_steps", str(steps)
     )
     assert score >= wanted and score > baseline + 0.05
+
+
+@pytest.fixture(scope="module")
+def pretrained_lxmert(tmp_path_factory) -> tuple[Path, list[float]]:
+    folder = tmp_path_factory.mktemp("lxmert")
+    return folder, run("pretrain_lxmert", folder)
+
+
+@pytest.mark.slow
+def test_lxmert_pretraining(pretrained_lxmert):
+    *recalls, chance, foils, coin = pretrained_lxmert[1]
+    assert min(recalls) >= 0.9 and chance < 0.1
+    assert foils >= 0.85 and coin == 0.5
+
+
+@pytest.mark.slow
+def test_lxmert_answers_about_files_of_images(pretrained_lxmert, tmp_path):
+    score, baseline = run("finetune_lxmert", tmp_path, "--model", str(pretrained_lxmert[0]))[:2]
+    assert score >= 0.85 and score > baseline + 0.05
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("head", "task", "collator", "evaluate", "baseline"),
+    [
+        (
+            LXMERTForGrounding,
+            "grounding",
+            LXMERTGroundingCollator,
+            evaluate_grounding,
+            random_object_accuracy,
+        ),
+        (LXMERTForVisualReasoning, "pairs", LXMERTPairCollator, evaluate_reasoning, majority_label_accuracy),
+        (
+            LXMERTForVisualEntailment,
+            "entailment",
+            LXMERTEntailmentCollator,
+            evaluate_entailment,
+            majority_label_accuracy,
+        ),
+    ],
+    ids=["grounding", "pairs", "entailment"],
+)
+def test_lxmert_fine_tuning(head, task, collator, evaluate, baseline, pretrained_lxmert, tmp_path):
+    processor = LXMERTProcessor.from_pretrained(pretrained_lxmert[0])
+    model = head.from_pretrained(pretrained_lxmert[0])
+    test = train_lxmert(model, task, collator(processor=processor), tmp_path, 800, 5e-4)
+    score = evaluate(model, processor, test).accuracy
+    assert score >= 0.85 and score > baseline(test) + 0.05

@@ -1,6 +1,7 @@
-"""Short runs of pretraining that tests start, kill and resume: X-VLM's on a mixture, ALBEF's on captions.
+"""Short runs of pretraining that tests start, kill and resume: X-VLM's on a mixture, ALBEF's on captions,
+LXMERT's on sentences and regions.
 
-As a script: OUTPUT_DIR kill|kill-saving xvlm|albef.
+As a script: OUTPUT_DIR kill|kill-saving xvlm|albef|lxmert.
 """
 
 import os
@@ -10,11 +11,21 @@ import sys
 import datasets
 import torch
 from data_fixtures import picture
-from tiny import WORDS, tiny_albef_config, tiny_albef_processor, tiny_config, tiny_processor
+from tiny import (
+    WORDS,
+    tiny_albef_config,
+    tiny_albef_processor,
+    tiny_config,
+    tiny_lxmert_config,
+    tiny_lxmert_processor,
+    tiny_processor,
+)
+from tiny import region_rows as detected_regions
 from transformers import TrainerCallback, set_seed
 
-from hf_vlp import ALBEFForPreTraining, XVLMForPreTraining
+from hf_vlp import ALBEFForPreTraining, LXMERTForPreTraining, XVLMForPreTraining
 from hf_vlp.data.collators import ImageTextCollator, RegionCollator
+from hf_vlp.data.lxmert_collators import LXMERTPretrainingCollator
 from hf_vlp.data.masking import TokenMasking
 from hf_vlp.data.mixing import MixedCollator, MixedDataset
 from hf_vlp.training import VLPTrainer, VLPTrainingArguments
@@ -97,7 +108,35 @@ def saving_albef_pretrainer(output_dir, callbacks=None, **fields) -> VLPTrainer:
     )
 
 
-SAVING_PRETRAINERS = {"xvlm": saving_pretrainer, "albef": saving_albef_pretrainer}
+def saving_lxmert_pretrainer(output_dir, callbacks=None, **fields) -> VLPTrainer:
+    """Words, regions, texts and answers are drawn anew each time; answers count from the second epoch on."""
+    set_seed(1)
+    captions = [row["caption"][0] for row in image_rows(26)]
+    rows = [
+        {"regions": regions, "caption": caption, "image_id": i, "answers": ["red"], "answer_scores": [1.0]}
+        for i, (caption, regions) in enumerate(zip(captions, detected_regions(26), strict=True))
+    ]
+    return VLPTrainer(
+        LXMERTForPreTraining(tiny_lxmert_config()),
+        arguments(
+            output_dir,
+            save_strategy="steps",
+            save_steps=SAVE_STEPS,
+            bert_adam=True,
+            answer_loss_weights=[0.0, 2.0],
+            **fields,
+        ),
+        train_dataset=rows,
+        data_collator=LXMERTPretrainingCollator(processor=tiny_lxmert_processor(), answers=["red", "blue"]),
+        callbacks=callbacks,
+    )
+
+
+SAVING_PRETRAINERS = {
+    "xvlm": saving_pretrainer,
+    "albef": saving_albef_pretrainer,
+    "lxmert": saving_lxmert_pretrainer,
+}
 
 
 def weights(trainer: VLPTrainer) -> dict[str, torch.Tensor]:

@@ -13,7 +13,9 @@ from data_fixtures import picture
 from datasets import Dataset, Features, Image, Value
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+from hf_vlp.cli import app
 from hf_vlp.data.feature_files import read_feature_file
 from hf_vlp.data.features import RegionStore, RegionWriter, convert_features, with_regions
 from hf_vlp.models.regions import stack_regions
@@ -97,6 +99,20 @@ def store(tmp_path):
         for i in range(5):
             writer.write(i, region_row(i, regions=2 + i))
     return RegionStore(tmp_path / "store")
+
+
+def test_command(tmp_path, rows):
+    file, out = write_tsv(tmp_path / "rows.tsv", rows), tmp_path / "store"
+    done = CliRunner().invoke(app, ["convert", "features", str(file), "--out", str(out)])
+    assert done.exit_code == 0 and f"{len(rows)} images, features of width" in done.output
+    assert RegionStore(out).ids == list(rows)
+
+
+def test_pairs_of_images_in_one_column(store):
+    pairs = Dataset.from_dict({"image_ids": [["0", "3"], ["4", "4"]], "sentence": ["a", "b"]})
+    first, second = with_regions(pairs, store, key="image_ids")["regions"]
+    assert [len(row["boxes"]) for row in first] == [2, 5]
+    assert [len(row["boxes"]) for row in second] == [6, 6]
 
 
 class TestLayouts:

@@ -25,6 +25,7 @@ import hf_vlp
 from hf_vlp.models.answers import match_answers, simplify_answer
 from hf_vlp.models.layers_bert import project_together
 from hf_vlp.models.regions import Regions, stack_regions
+from hf_vlp.quickstart import word_tokenizer
 
 CLOSE = {"atol": 2e-6, "rtol": 2e-5}
 
@@ -523,6 +524,12 @@ def test_processor(tmp_path):
     processor.extractor = None
     with pytest.raises(ValueError, match="extractor is None"):
         processor.region_extractor  # noqa: B018
+
+
+def test_texts_are_framed_whatever_the_tokenizer():
+    """Also where the tokenizer itself puts nothing around a text."""
+    processor = hf_vlp.LXMERTProcessor(word_tokenizer(["a", "red", "circle"]))
+    assert processor(text=["a red circle"]).input_ids.tolist() == [[2, 5, 6, 7, 3]]
 
 
 def test_processor_takes_regions():

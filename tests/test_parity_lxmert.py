@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from parity_cases import HIDDEN, LOGITS, check_gradients, load_case, read
+from tiny import tiny_lxmert_config, visual_text_batch
 from torch.nn import functional as F
 from transformers import LxmertConfig
 from transformers import LxmertForPreTraining as NativeForPreTraining
@@ -167,6 +168,18 @@ def test_base_size_against_transformers(native, tmp_path):
     torch.testing.assert_close(ours.itm_logits, expected.cross_relationship_score, atol=2e-5, rtol=0)
     torch.testing.assert_close(ours.answer_logits, expected.question_answering_score, atol=5e-5, rtol=0)
     _compare_losses(native, model, batch)
+
+
+def test_transformers_reads_our_folders(tmp_path):
+    model = LXMERTForPreTraining(tiny_lxmert_config(x_layers=3)).eval()
+    model.save_pretrained(tmp_path)
+    native, info = NativeForPreTraining.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    batch = visual_text_batch()
+    with torch.no_grad():
+        torch.testing.assert_close(
+            native(**batch).question_answering_score, model(**batch).answer_logits, **LOGITS
+        )
 
 
 def _compare_losses(native, model, batch):

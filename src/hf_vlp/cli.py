@@ -300,6 +300,21 @@ def butd(
 
 
 @convert.command()
+def features(
+    files: Annotated[
+        list[Path],
+        typer.Argument(help="Published features of regions (.tsv, .h5), or folders of .npz files."),
+    ],
+    out: Annotated[Path, typer.Option(help="The folder to write, for --features.", show_default=False)],
+) -> None:
+    """Write features that others published into a store that is read from disk."""
+    from .data.features import convert_features
+
+    store = convert_features(files, out)
+    typer.echo(f"{len(store)} images, features of width {store.feature_dim}\nwritten to {out}")
+
+
+@convert.command()
 def lxmert(
     checkpoint: Annotated[
         Path,

@@ -3,11 +3,9 @@
 R: texts, A: answers, L: text length.
 """
 
-import copy
 import re
 from collections.abc import Sequence
 
-from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 from transformers import BatchFeature, PreTrainedConfig
 from transformers.processing_utils import ProcessorMixin
@@ -15,6 +13,7 @@ from transformers.processing_utils import ProcessorMixin
 from .backbones import trunk_image_size
 from .boxes import boxes_in_pixels
 from .image_processing_squash import SquashImageProcessor
+from .tokens import with_special_tokens
 
 _DELETED = re.compile(r"[,.'!?\"()*#:;~]")
 _SPACES = re.compile(r"\s{2,}")
@@ -38,7 +37,7 @@ class ImageTextProcessor(ProcessorMixin):
     def __init__(self, image_processor=None, tokenizer=None, max_words: int = 30, max_tokens: int = 30):
         self.max_words = max_words
         self.max_tokens = max_tokens
-        super().__init__(image_processor, _cls_only(tokenizer))
+        super().__init__(image_processor, with_special_tokens(tokenizer, ends_in_sep=False))
 
     @classmethod
     def from_config(cls, config: PreTrainedConfig, tokenizer, **kwargs) -> "ImageTextProcessor":
@@ -161,13 +160,3 @@ class ImageTextProcessor(ProcessorMixin):
         settings = {"padding": True, "truncation": True, "max_length": self.max_tokens, **kwargs}
         settings.update(return_token_type_ids=False, return_tensors=return_tensors)
         return self.tokenizer(texts, **settings)
-
-
-def _cls_only(tokenizer):
-    if tokenizer is None:
-        return None
-    tokenizer = copy.deepcopy(tokenizer)
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
-        single=f"{tokenizer.cls_token} $A", special_tokens=[(tokenizer.cls_token, tokenizer.cls_token_id)]
-    )
-    return tokenizer

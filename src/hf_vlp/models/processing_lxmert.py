@@ -15,6 +15,7 @@ from transformers.processing_utils import ProcessorMixin
 from .boxes import boxes_in_pixels, relative_corners
 from .region_extractors import load_extractor
 from .regions import RegionExtractor, Regions, stack_regions
+from .tokens import with_special_tokens
 
 
 class LXMERTProcessor(ProcessorMixin):
@@ -23,7 +24,7 @@ class LXMERTProcessor(ProcessorMixin):
     Texts are read as `[CLS] words [SEP]`, at most `max_tokens` in all, 20 in the paper.
 
     Args:
-        tokenizer: a BERT-like tokenizer.
+        tokenizer: a fast BERT-like tokenizer; a copy of it is kept.
         extractor: what finds regions, or what `load_extractor` takes to load it: the name or folder of a
             detector, `grid:NAME`, `torchvision:NAME`. It is loaded when the first image comes; None if
             regions are always given.
@@ -35,7 +36,7 @@ class LXMERTProcessor(ProcessorMixin):
     def __init__(self, tokenizer=None, extractor: str | RegionExtractor | None = None, max_tokens: int = 20):
         self.max_tokens = max_tokens
         self.extractor = extractor
-        super().__init__(tokenizer)
+        super().__init__(with_special_tokens(tokenizer, ends_in_sep=True))
 
     @classmethod
     def from_config(cls, config: PreTrainedConfig, tokenizer, **kwargs) -> "LXMERTProcessor":

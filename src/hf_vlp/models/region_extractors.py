@@ -132,7 +132,7 @@ class DetectorRegions(ModelRegions):
         _check_positive("num_regions", num_regions)
         if isinstance(model, str):
             model = _load_detector(model)
-        backbone = getattr(model.base_model, "backbone", None)
+        backbone = getattr(getattr(model, "model", model), "backbone", None)
         self.trunk = getattr(backbone, "conv_encoder", backbone)  # DAB-DETR wraps it once more
         if self.trunk is None:
             raise ValueError(

@@ -156,7 +156,7 @@ def test_lxmert_answers_about_files_of_images(pretrained_lxmert, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("head", "task", "collator", "evaluate", "baseline"),
+    ("head", "task", "collator", "evaluate", "baseline", "wanted"),
     [
         (
             LXMERTForGrounding,
@@ -164,21 +164,30 @@ def test_lxmert_answers_about_files_of_images(pretrained_lxmert, tmp_path):
             LXMERTGroundingCollator,
             evaluate_grounding,
             random_object_accuracy,
+            0.85,
         ),
-        (LXMERTForVisualReasoning, "pairs", LXMERTPairCollator, evaluate_reasoning, majority_label_accuracy),
+        (
+            LXMERTForVisualReasoning,
+            "pairs",
+            LXMERTPairCollator,
+            evaluate_reasoning,
+            majority_label_accuracy,
+            0.8,
+        ),
         (
             LXMERTForVisualEntailment,
             "entailment",
             LXMERTEntailmentCollator,
             evaluate_entailment,
             majority_label_accuracy,
+            0.85,
         ),
     ],
     ids=["grounding", "pairs", "entailment"],
 )
-def test_lxmert_fine_tuning(head, task, collator, evaluate, baseline, pretrained_lxmert, tmp_path):
+def test_lxmert_fine_tuning(head, task, collator, evaluate, baseline, wanted, pretrained_lxmert, tmp_path):
     processor = LXMERTProcessor.from_pretrained(pretrained_lxmert[0])
     model = head.from_pretrained(pretrained_lxmert[0])
     test = train_lxmert(model, task, collator(processor=processor), tmp_path, 800, 5e-4)
     score = evaluate(model, processor, test).accuracy
-    assert score >= 0.85 and score > baseline(test) + 0.05
+    assert score >= wanted and score > baseline(test) + 0.05

@@ -1,4 +1,4 @@
-"""What tests/test_distributed.py runs on two processes: OUTPUT_DIR gradients|train|teacher."""
+"""What tests/test_distributed.py runs on two processes: OUTPUT_DIR gradients|train|teacher|dictionary."""
 
 import json
 import sys
@@ -17,6 +17,7 @@ from tiny import (
     tiny_albef_config,
     tiny_config,
     tiny_lxmert_config,
+    tiny_soho_config,
     visual_entailment_batch,
     visual_grounding_batch,
     visual_pair_batch,
@@ -38,6 +39,7 @@ from hf_vlp import (
     XVLMForRetrieval,
 )
 from hf_vlp.data.mixing import MixedStream
+from hf_vlp.models.modeling_soho import VisualDictionary
 from hf_vlp.training import VLPTrainer
 
 Batch = dict[str, torch.Tensor]
@@ -172,9 +174,24 @@ def write_teacher(output_dir: Path):
     )
 
 
+def write_dictionary(output_dir: Path):
+    """Three steps of SOHO's dictionary, each process with cells of its own."""
+    rank, dictionary = dist.get_rank(), VisualDictionary(tiny_soho_config()).train()
+    dictionary.reset()
+    for cells in dictionary_cells():
+        dictionary(cells[rank : rank + 1], copies=2)
+    save_file(dictionary.state_dict(), output_dir / f"dictionary{rank}.safetensors")
+
+
+def dictionary_cells() -> torch.Tensor:
+    """Of three steps and two processes: (3, 2, 7, 16)."""
+    return torch.randn(3, 2, 7, 16, generator=torch.Generator().manual_seed(0))
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     tasks = {"gradients": write_gradients, "train": write_training, "teacher": write_teacher}
+    tasks["dictionary"] = write_dictionary
     tasks[sys.argv[2]](Path(sys.argv[1]))
     dist.destroy_process_group()

@@ -9,6 +9,8 @@ from tiny import (
     tiny_lxmert_config,
     tiny_lxmert_processor,
     tiny_processor,
+    tiny_soho_config,
+    tiny_soho_processor,
 )
 
 from hf_vlp import (
@@ -24,6 +26,12 @@ from hf_vlp import (
     LXMERTForRetrieval,
     LXMERTForVisualEntailment,
     LXMERTForVisualReasoning,
+    SOHOForGrounding,
+    SOHOForPreTraining,
+    SOHOForQuestionAnswering,
+    SOHOForRetrieval,
+    SOHOForVisualEntailment,
+    SOHOForVisualReasoning,
     XVLMForGrounding,
     XVLMForPreTraining,
     XVLMForRetrieval,
@@ -45,6 +53,14 @@ LXMERT = (
     LXMERTForVisualEntailment,
     LXMERTForVisualReasoning,
 )
+SOHO = (
+    SOHOForPreTraining,
+    SOHOForRetrieval,
+    SOHOForGrounding,
+    SOHOForQuestionAnswering,
+    SOHOForVisualEntailment,
+    SOHOForVisualReasoning,
+)
 XVLM = (XVLMForPreTraining, XVLMForRetrieval, XVLMForGrounding)
 
 LXMERT_ANSWERS = ["yes", "no", "red", "blue", "1", "2"]
@@ -58,6 +74,9 @@ def make_head(head):
     if head in LXMERT:
         config = tiny_lxmert_config(visual_feat_dim=LXMERT_FEATURES, answers=LXMERT_ANSWERS)
         return head(config).eval(), tiny_lxmert_processor()
+    if head in SOHO:
+        config = tiny_soho_config(answers=LXMERT_ANSWERS, num_labels=3)
+        return head(config).eval(), tiny_soho_processor()
     return head(tiny_config()).eval(), tiny_processor()
 
 

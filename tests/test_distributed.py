@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from distributed_run import build, gradients, joint_batches
+from distributed_run import build, dictionary_cells, gradients, joint_batches
 from packaging import version
 from safetensors.torch import load_file
-from tiny import retrieval_batch
+from tiny import retrieval_batch, tiny_soho_config
+
+from hf_vlp.models.modeling_soho import VisualDictionary
 
 TESTS = Path(__file__).parent
 # transformers 5.17 cannot resume several processes on CPUs
@@ -121,3 +123,16 @@ def test_teacher_and_queue_are_those_of_all_processes(tmp_path):
     assert first["queue.pointer"] == written
     ids = retrieval_batch()["image_ids"]
     assert torch.equal(first["queue.image_ids"], ids.repeat(4)[-10:].roll(written))
+
+
+def test_dictionary_is_that_of_all_processes(tmp_path):
+    on_two_processes(tmp_path, "dictionary")
+    alone = VisualDictionary(tiny_soho_config()).train()
+    alone.reset()
+    for cells in dictionary_cells():
+        alone(cells, copies=2)
+    first, second = (load_file(tmp_path / f"dictionary{rank}.safetensors") for rank in range(2))
+    for name, value in alone.state_dict().items():
+        assert torch.equal(first[name], second[name])
+        torch.testing.assert_close(first[name], value)
+    assert alone.usage.sum() == 3 * 2 * 7 * 2

@@ -11,6 +11,7 @@ from butd_reference import tiny_butd
 from own_data import write_albef, write_karpathy, write_lines, write_photos, write_refer
 from test_data_features import pixel_row, write_tsv
 from test_data_nlvr import SCENE, draw
+from tiny import tiny_soho_config
 from tiny_extractors import save_detector, save_trunk
 from transformers import (
     BertConfig,
@@ -18,6 +19,7 @@ from transformers import (
     BertTokenizer,
     LxmertConfig,
     LxmertForQuestionAnswering,
+    ResNetModel,
     SwinConfig,
     SwinModel,
     ViTConfig,
@@ -39,6 +41,13 @@ from hf_vlp import (
     LXMERTForQuestionAnswering,
     LXMERTForVisualReasoning,
     LXMERTProcessor,
+    SOHOForGrounding,
+    SOHOForPreTraining,
+    SOHOForQuestionAnswering,
+    SOHOForVisualEntailment,
+    SOHOForVisualReasoning,
+    SOHOImageProcessor,
+    SOHOProcessor,
     VLPTextConfig,
     XVLMConfig,
     XVLMForGrounding,
@@ -66,6 +75,13 @@ LXMERT = {
     "lxmert-nlvr2": LXMERTForVisualReasoning,
     "lxmert-refcoco": LXMERTForGrounding,
 }
+SOHO = {
+    "soho-base": SOHOForPreTraining,
+    "soho-vqa": SOHOForQuestionAnswering,
+    "soho-ve": SOHOForVisualEntailment,
+    "soho-nlvr2": SOHOForVisualReasoning,
+    "soho-refcoco": SOHOForGrounding,
+}
 ANSWERS = ["", "2", "blue", "no", "red", "woman", "yes"]
 TEXT = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32}
 COMMANDS = (
@@ -78,6 +94,7 @@ COMMANDS = (
     "albef",
     "butd",
     "lxmert",
+    "soho",
     "xvlm",
 )
 SWIN = SwinConfig(image_size=224, embed_dim=4, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2], window_size=7)
@@ -106,6 +123,7 @@ def user_folder(tmp_path_factory) -> Path:
     write_albef_models(folder, tokenizer)
     write_lxmert_models(folder, tokenizer)
     write_lxmert_data(folder)
+    write_soho(folder, tokenizer)
     bert = BertConfig(vocab_size=len(tokenizer), num_hidden_layers=12, **TEXT)
     BertForMaskedLM(bert).save_pretrained(folder / "bert-base-uncased")
 
@@ -188,6 +206,27 @@ def write_lxmert_data(folder: Path) -> None:
     for name, entries in files.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / f"{name}.json").write_text(json.dumps(entries))
+
+
+def write_soho(folder: Path, tokenizer) -> None:
+    """Models, the trunk of one, and SOHO's files about the photos."""
+    answers = {"answers": ANSWERS, "num_answers": len(ANSWERS)}
+    for name, head in SOHO.items():
+        config = tiny_soho_config(
+            vocab_size=len(tokenizer), num_labels=3, **answers if name == "soho-vqa" else {}
+        )
+        head(config).save_pretrained(folder / name)
+        image_processor = SOHOImageProcessor(size={"shortest_edge": 100, "longest_edge": 200})
+        SOHOProcessor(image_processor, tokenizer).save_pretrained(folder / name)
+    ResNetModel(config.backbone_config).save_pretrained(folder / "microsoft" / "resnet-18")
+    images = [{"file_name": f"{i % 4}.png", "image_id": i, "width": 64, "height": 48} for i in range(8)]
+    captions = [image | {"captions": ["a red circle", "a blue square"]} for image in images]
+    asked = {"question": "what color is the circle", "question_id": 0, "labels": [4], "scores": [1.0]}
+    questions = {"data": [image | {"vqa": [asked]} for image in images], "label2ans": ANSWERS}
+    files = {"coco_cap_train_pre": captions, "train_data_vqa": questions}
+    (folder / "soho").mkdir()
+    for name, content in files.items():
+        (folder / "soho" / f"{name}.json").write_text(json.dumps(content))
 
 
 def write_nlvr(split: Path) -> None:

@@ -14,7 +14,7 @@ from own_data import write_albef, write_karpathy, write_lines, write_photos, wri
 from transformers import AutoModel, AutoProcessor, BertConfig, BertForMaskedLM, PreTrainedModel, SwinModel
 from transformers.processing_utils import ProcessorMixin
 
-from hf_vlp import ALBEFForPreTraining, LXMERTForPreTraining
+from hf_vlp import ALBEFForPreTraining, LXMERTForPreTraining, SOHOForPreTraining
 from hf_vlp.data.features import RegionWriter
 from hf_vlp.data.shapes import shapes_dataset, vocabulary
 from hf_vlp.quickstart import tiny_config, tiny_processor
@@ -30,6 +30,7 @@ ALBEF_SCRIPTS = {  # head, its rows of shapes and of ALBEF's lists, and the prin
 SCRIPTS = {"pretrain": "XVLMForPreTraining", "finetune_retrieval": "XVLMForRetrieval"}
 SCRIPTS |= {"pretrain_albef": "ALBEFForPreTraining", "finetune_weak_grounding": "ALBEFForGrounding"}
 SCRIPTS |= {"pretrain_lxmert": "LXMERTForPreTraining", "finetune_lxmert": "LXMERTForQuestionAnswering"}
+SCRIPTS |= {"pretrain_soho": "SOHOForPreTraining", "finetune_soho": "SOHOForQuestionAnswering"}
 SCRIPTS |= {"finetune_grounding": "XVLMForGrounding"} | {name: row[0] for name, row in ALBEF_SCRIPTS.items()}
 
 
@@ -85,6 +86,14 @@ def pretrained_lxmert(tmp_path_factory) -> Path:
         )
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pretrained_soho(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("soho")
+    for part in runpy.run_path(str(EXAMPLES / "small_soho.py"))["tiny_soho"](SOHOForPreTraining):
+        part.save_pretrained(folder)
     return folder
 
 
@@ -147,6 +156,39 @@ def test_lxmert_from_its_pretraining_to_a_photograph(run_here, tmp_path):
 def test_lxmert_from_nothing_as_a_user_runs_it(tmp_path):
     run("finetune_lxmert", *FEW_STEPS, "--output_dir", tmp_path, "--scenes", "20")
     assert is_saved(tmp_path, "LXMERTForQuestionAnswering")
+
+
+def test_soho_from_its_pretraining_to_answers(run_here, tmp_path):
+    output = run_here("pretrain_soho", *FEW_STEPS, "--output_dir", tmp_path / "pretrained")
+    assert "entries alive: 1.000" in output and "foils that differ in one word" in output
+    assert len(list((tmp_path / "pretrained").glob("dictionary_*.png"))) == 3
+    assert is_saved(tmp_path / "pretrained", "SOHOForPreTraining")
+    options = ["--model", tmp_path / "pretrained", "--output_dir", tmp_path / "answers"]
+    assert "of 256 questions" in run_here("finetune_soho", *FEW_STEPS, *options)
+    assert is_saved(tmp_path / "answers", "SOHOForQuestionAnswering")
+
+
+def test_soho_from_nothing_as_a_user_runs_it(tmp_path):
+    run("finetune_soho", *FEW_STEPS, "--output_dir", tmp_path)
+    assert is_saved(tmp_path, "SOHOForQuestionAnswering")
+
+
+@pytest.mark.parametrize("script", ["pretrain_soho", "finetune_soho"])
+def test_soho_on_official_files(script, pretrained_soho, run_here, tmp_path):
+    images = [
+        {"file_name": f"{number}.png", "image_id": number, "width": 64, "height": 64} for number in range(8)
+    ]
+    for image, row in zip(images, shapes_dataset("captions", "train", 8, image_size=64), strict=True):
+        row["image"].save(tmp_path / image["file_name"])
+        image["captions"] = [row["caption"]] * 4
+        asked = {"question": "is there a circle", "labels": [0], "scores": [1.0]}
+        image["vqa"] = [asked | {"question_id": image["image_id"]}]
+    content = images if script == "pretrain_soho" else {"data": images, "label2ans": ["yes", "no"]}
+    (tmp_path / "list.json").write_text(json.dumps(content))
+    options = [*own_options(tmp_path, pretrained_soho), "--train", tmp_path / "list.json"]
+    options += ["--group_by_orientation", "False"]
+    run_here(script, *options)
+    assert is_saved(tmp_path / "out", SCRIPTS[script])
 
 
 def test_predict(pretrained, tmp_path):
@@ -365,10 +407,11 @@ def test_own_rows_need_a_model(script, run_here, capsys):
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_push_to_hub(
-    script, run_here, monkeypatch, pretrained, pretrained_albef, pretrained_lxmert, tmp_path
+    script, run_here, monkeypatch, pretrained, pretrained_albef, pretrained_lxmert, pretrained_soho, tmp_path
 ):
     paper, pushed = SCRIPTS[script].split("For")[0], []
-    start = {"XVLM": pretrained, "ALBEF": pretrained_albef, "LXMERT": pretrained_lxmert}[paper]
+    start = {"XVLM": pretrained, "ALBEF": pretrained_albef, "LXMERT": pretrained_lxmert}
+    start = (start | {"SOHO": pretrained_soho})[paper]
     for pushing in (PreTrainedModel, ProcessorMixin):
         monkeypatch.setattr(
             pushing, "push_to_hub", lambda self, name: pushed.append((type(self).__name__, name))

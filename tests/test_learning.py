@@ -191,3 +191,23 @@ def test_lxmert_fine_tuning(head, task, collator, evaluate, baseline, wanted, pr
     test = train_lxmert(model, task, collator(processor=processor), tmp_path, 800, 5e-4)
     score = evaluate(model, processor, test).accuracy
     assert score >= wanted and score > baseline(test) + 0.05
+
+
+@pytest.fixture(scope="module")
+def pretrained_soho(tmp_path_factory) -> tuple[Path, list[float]]:
+    folder = tmp_path_factory.mktemp("soho")
+    return folder, run("pretrain_soho", folder)
+
+
+@pytest.mark.slow
+def test_soho_pretraining(pretrained_soho):
+    """More than half of the dictionary's entries have been near to something, and its figure is drawn."""
+    folder, (alive, _, foils, coin) = pretrained_soho
+    assert alive > 0.5 and foils >= 0.85 and coin == 0.5
+    assert len(list(folder.glob("dictionary_*.png"))) == 3
+
+
+@pytest.mark.slow
+def test_soho_answers(pretrained_soho, tmp_path):
+    score, baseline = run("finetune_soho", tmp_path, "--model", str(pretrained_soho[0]))
+    assert score >= 0.8 and score > baseline + 0.05

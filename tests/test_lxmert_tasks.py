@@ -8,13 +8,12 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
-from data_fixtures import picture
 from heads import LXMERT, LXMERT_ANSWERS, LXMERT_FEATURES, make_head, save_heads
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from task_rows import IMAGES, TEXTS, as_line, loud, rounded, rows_of, run
 from tiny import region_rows, tiny_lxmert_processor
 from tiny_extractors import save_trunk
-from typer.testing import CliRunner
 
 import hf_vlp.conversion.butd
 import hf_vlp.conversion.lxmert
@@ -29,7 +28,7 @@ from hf_vlp import (
     XVLMForGrounding,
     predict,
 )
-from hf_vlp.cli import app, main
+from hf_vlp.cli import main
 from hf_vlp.commands.rows import read_model_rows
 from hf_vlp.commands.train import _rows_and_collator
 from hf_vlp.evaluation import (
@@ -45,9 +44,6 @@ from hf_vlp.evaluation.inference import visual_inputs
 from hf_vlp.heads import load_head
 from hf_vlp.models.regions import stack_regions
 
-IMAGES = [picture(i, 60 + i, 50) for i in range(4)]
-TEXTS = ["a red circle", "left of the blue square", "is the green cross right", "top", "a yellow triangle"]
-
 
 @pytest.fixture(scope="module")
 def spec(tmp_path_factory) -> str:
@@ -58,34 +54,6 @@ def spec(tmp_path_factory) -> str:
 @pytest.fixture(scope="module")
 def processor(spec):
     return tiny_lxmert_processor(spec)
-
-
-def loud(head):
-    """A head with weights large enough that predictions differ."""
-    model, _ = make_head(head)
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.ndim > 1 and "shift" not in name:
-                parameter.normal_(std=0.3, generator=generator)
-    return model
-
-
-def rows_of(task: str) -> list[dict]:
-    """Seven rows; the first four images come again."""
-    rows = []
-    for i in range(7):
-        image, other, text = IMAGES[i % 4], IMAGES[(i + 1) % 4], TEXTS[i % 5]
-        fields = {
-            "vqa": {"image": image, "question": text, "answers": [LXMERT_ANSWERS[i % 3]] * 10},
-            "reasoning": {"images": [image, other], "sentence": text, "label": i % 2},
-            "entailment": {"image": image, "sentence": text, "label": i % 3},
-            "grounding": {"image": image, "text": text, "box": [5, 6, 20 + i, 20]},
-            "retrieval": {"image": image, "caption": TEXTS[i % 3 :]},
-            "foils": {"image": image, "caption": text, "foil": TEXTS[(i + 4) % 5]},
-        }
-        rows.append(fields[task])
-    return rows
 
 
 def with_regions(rows: list[dict], processor) -> list[dict]:
@@ -271,14 +239,6 @@ def test_predictions_of_images_and_of_their_regions(task, head, images, keys, pr
         assert flat == others
 
 
-def rounded(value):
-    if isinstance(value, dict):
-        return {name: rounded(one) for name, one in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [rounded(one) for one in value]
-    return round(value, 3) + 0.0 if isinstance(value, float) else value
-
-
 def test_answers_are_each_likely_by_themselves(processor):
     model = loud(LXMERTForQuestionAnswering)
     (row,) = predict("vqa", model, processor, IMAGES[:1], TEXTS[:1], top_k=6)
@@ -308,12 +268,6 @@ def test_the_chosen_region_is_named(processor):
 # Commands
 
 
-def run(*arguments) -> str:
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    assert result.exit_code == 0, result.output or result.exception
-    return result.stdout
-
-
 @pytest.fixture
 def refused(monkeypatch):
     def message(*arguments) -> str:
@@ -338,16 +292,6 @@ def folder(tmp_path_factory, spec) -> Path:
     (folder / "answers.json").write_text(json.dumps(["red", "green", "two", "yes"]))
     run("extract", *[folder / f"{i}.png" for i in range(4)], "--extractor", spec, "--out", folder / "regions")
     return folder
-
-
-def as_line(row: dict) -> dict:
-    """A row with the names of its images, and their ids."""
-    row = dict(row)
-    if "images" in row:
-        places = [IMAGES.index(image) for image in row["images"]]
-        return row | {"images": [f"{i}.png" for i in places], "image_ids": [str(i) for i in places]}
-    place = IMAGES.index(row["image"])
-    return row | {"image": f"{place}.png", "image_id": str(place)}
 
 
 @pytest.fixture(autouse=True)

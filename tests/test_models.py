@@ -13,6 +13,12 @@ import torch
 from tiny import (
     answer_batch,
     assignment_batch,
+    canvas_answer_batch,
+    canvas_entailment_batch,
+    canvas_grounding_batch,
+    canvas_pair_batch,
+    canvas_retrieval_batch,
+    canvas_text_batch,
     entailment_batch,
     grounding_batch,
     image_batch,
@@ -22,6 +28,7 @@ from tiny import (
     region_batch,
     retrieval_batch,
     soft_answer_batch,
+    soho_pretraining_batch,
     text_batch,
     tiny_albef_config,
     tiny_albef_processor,
@@ -29,6 +36,8 @@ from tiny import (
     tiny_lxmert_config,
     tiny_lxmert_processor,
     tiny_processor,
+    tiny_soho_config,
+    tiny_soho_processor,
     visual_entailment_batch,
     visual_grounding_batch,
     visual_pair_batch,
@@ -96,6 +105,21 @@ CASES = {
     ),
     "lxmert-retrieval": (hf_vlp.LXMERTForRetrieval, AutoModelForRetrieval, visual_retrieval_batch),
     "lxmert-grounding": (hf_vlp.LXMERTForGrounding, AutoModelForGrounding, visual_grounding_batch),
+    "soho": (hf_vlp.SOHOModel, AutoModel, canvas_text_batch),
+    "soho-pretraining": (hf_vlp.SOHOForPreTraining, AutoModelForPreTraining, soho_pretraining_batch),
+    "soho-answering": (
+        hf_vlp.SOHOForQuestionAnswering,
+        AutoModelForVisualQuestionAnswering,
+        canvas_answer_batch,
+    ),
+    "soho-reasoning": (hf_vlp.SOHOForVisualReasoning, AutoModelForVisualReasoning, canvas_pair_batch),
+    "soho-entailment": (
+        hf_vlp.SOHOForVisualEntailment,
+        AutoModelForVisualEntailment,
+        canvas_entailment_batch,
+    ),
+    "soho-retrieval": (hf_vlp.SOHOForRetrieval, AutoModelForRetrieval, canvas_retrieval_batch),
+    "soho-grounding": (hf_vlp.SOHOForGrounding, AutoModelForGrounding, canvas_grounding_batch),
 }
 HEADS = [name for name in CASES if "-" in name]
 UNREACHED = {  # boxes are learnt from regions only; text assignment carries what ITC compares
@@ -104,18 +128,30 @@ UNREACHED = {  # boxes are learnt from regions only; text assignment carries wha
 }
 FLOORS = {  # of the loss, where captions of one image share their target, or answers to one question theirs
     "xvlm-retrieval": 2 / 4 * math.log(2),
+    "soho-pretraining": 0.1 * math.log(1 + 5 * math.exp(-1)),  # cosines are bounded
     "albef-pretraining": 1 / 8 * math.log(2),  # the queue holds the last pair once more
     "albef-retrieval": math.log(2),  # these two know by their ids which
     "albef-grounding": math.log(2),
     "albef-answering": (0.7 * -math.log(0.7) + 0.3 * -math.log(0.3)) / 8,
 }
-CONFIGS = {"xvlm": tiny_config, "albef": tiny_albef_config, "lxmert": tiny_lxmert_config}
-TRUNKS = {
+CONFIGS = {
+    "xvlm": tiny_config,
+    "albef": tiny_albef_config,
+    "lxmert": tiny_lxmert_config,
+    "soho": tiny_soho_config,
+}
+TRUNKS = {  # the usual one first
     "xvlm": ["swin", "vit", "timm"],
     "albef": ["vit", "swin", "timm"],
     "lxmert": [None],
-}  # usual one first
-PROCESSORS = {"xvlm": tiny_processor, "albef": tiny_albef_processor, "lxmert": tiny_lxmert_processor}
+    "soho": ["resnet", "timm"],
+}
+PROCESSORS = {
+    "xvlm": tiny_processor,
+    "albef": tiny_albef_processor,
+    "lxmert": tiny_lxmert_processor,
+    "soho": tiny_soho_processor,
+}
 
 
 def _paper(name: str) -> str:
@@ -179,7 +215,11 @@ def test_every_tensor_is_in_the_meta_built_model(name, tmp_path):
     base.save_pretrained(tmp_path)
     head = CASES[name][0].from_pretrained(tmp_path)
     assert all(value.isfinite().all() and value.abs().max() < 200 for value in head.state_dict().values())
-    new = {n for n, p in head.named_parameters() if re.search(r"(_head|^cls)\.", n) and p.requires_grad}
+    new = {
+        n
+        for n, p in head.named_parameters()
+        if re.search(r"(_head|^cls)\.|mask_embedding", n) and p.requires_grad
+    }
     assert head.new_parameters == new - {"decoder.lm_head.decoder.weight"}
 
 
@@ -258,7 +298,7 @@ def test_overfits_eight_examples(name):
         model.config.momentum = 0.5
     if name == "albef-pretraining":  # without ids, a pair in the queue is a negative of itself
         model.queue = FeatureQueue(1, model.config.projection_dim)
-    steps, rate = (400, 2e-3) if _paper(name) == "lxmert" else (200, 5e-3)
+    steps, rate = (400, 2e-3) if _paper(name) in ("lxmert", "soho") else (200, 5e-3)
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.0)
     first = model(**batch).loss.item()
     for _ in range(steps):

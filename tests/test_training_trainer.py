@@ -354,6 +354,10 @@ def test_recipes(tmp_path, name):
         assert args.bert_adam and args.weight_decay == 0.01 and args.lr_scheduler_type == "linear"
         assert (args.adam_beta1, args.adam_beta2, args.adam_epsilon) == (0.9, 0.999, 1e-6)
         assert (args.max_grad_norm, args.warmup_steps) == ((1.0, 0.05) if "pretrain" in name else (5.0, 0.1))
+    elif name.startswith("soho"):
+        assert args.sgd_adamw and args.weight_decay == 0.01 and args.trunk_learning_rate == 1e-2
+        assert (args.adam_beta1, args.adam_beta2, args.adam_epsilon) == (0.9, 0.999, 1e-6)
+        assert (args.learning_rate, args.warmup_steps) == (1e-4, 500)
     else:
         assert not args.official_adamw and args.weight_decay == 0.02 and args.max_grad_norm == 0
         assert (args.adam_beta1, args.adam_beta2, args.adam_epsilon) == (0.9, 0.999, 1e-8)
@@ -444,7 +448,7 @@ def test_recipes_count_region_steps():
         ({"alpha_ramp_epochs": -1.0}, "alpha_ramp_epochs is -1.0"),
         ({"per_device_region_batch_size": 0}, "per_device_region_batch_size is 0"),
         ({"official_adamw": True, "optim": "adafactor"}, "optim is"),
-        ({"official_adamw": True, "bert_adam": True}, "official_adamw True and bert_adam True; choose one"),
+        ({"official_adamw": True, "bert_adam": True}, "official_adamw True, bert_adam True and sgd_adamw"),
         ({"answer_loss_weights": []}, r"answer_loss_weights is \[\]; give at least one"),
         ({"answer_loss_weights": [1.0, -1.0]}, r"answer_loss_weights is \[1.0, -1.0\]"),
     ],

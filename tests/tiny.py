@@ -1,7 +1,7 @@
 """Tiny models and batches that the tests share."""
 
 import torch
-from transformers import BertTokenizer, SwinConfig, TimmWrapperConfig, ViTConfig
+from transformers import BertTokenizer, ResNetConfig, SwinConfig, TimmWrapperConfig, ViTConfig
 
 from hf_vlp import (
     ALBEFConfig,
@@ -9,6 +9,9 @@ from hf_vlp import (
     ALBEFProcessor,
     LXMERTConfig,
     LXMERTProcessor,
+    SOHOConfig,
+    SOHOImageProcessor,
+    SOHOProcessor,
     XVLMConfig,
     XVLMImageProcessor,
     XVLMProcessor,
@@ -69,6 +72,31 @@ def tiny_lxmert_config(**fields) -> LXMERTConfig:
     return LXMERTConfig(**geometry | sizes | classes | {"visual_feat_dim": FEATURE_DIM} | fields)
 
 
+CANVAS = 128  # pixels a side, 2 x 2 cells of SOHO's grid
+
+
+def tiny_soho_config(trunk: str = "resnet", **fields) -> SOHOConfig:
+    geometry = {name: TEXT[name] for name in TEXT if not name.startswith("num_") and "token" not in name}
+    trunks = {
+        "resnet": lambda: ResNetConfig(
+            embedding_size=8, hidden_sizes=[8, 8, 12, 16], depths=[1, 1, 1, 1], layer_type="basic"
+        ),
+        "timm": lambda: TimmWrapperConfig(
+            architecture="resnet18", num_classes=0, model_args={"channels": (8, 8, 12, 16), "stem_width": 8}
+        ),
+    }
+    sizes = {
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "vd_size": 6,
+        "num_answers": 6,
+        "mvm_weight": 0.1,
+    }
+    if trunk != "resnet":
+        sizes["frozen_stages"] = -1
+    return SOHOConfig(**geometry | sizes | {"backbone_config": trunks[trunk]()} | fields)
+
+
 def tiny_tokenizer() -> BertTokenizer:
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
     return BertTokenizer(vocab={word: i for i, word in enumerate(vocabulary)})
@@ -86,6 +114,12 @@ def tiny_albef_processor() -> ALBEFProcessor:
 
 def tiny_lxmert_processor(extractor=None) -> LXMERTProcessor:
     return LXMERTProcessor(tiny_tokenizer(), extractor=extractor)
+
+
+def tiny_soho_processor() -> SOHOProcessor:
+    return SOHOProcessor(
+        SOHOImageProcessor(size={"shortest_edge": 100, "longest_edge": 200}), tiny_tokenizer()
+    )
 
 
 def text_batch(rows: int, length: int = 7, padding: int = 0, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -303,3 +337,61 @@ def visual_grounding_batch(padding: int = 0) -> dict[str, torch.Tensor]:
         "target_boxes": torch.cat([targets + 0.02, torch.full((4, 2), 0.46)], dim=1),
         "region_image_index": torch.tensor([0, 0, 1, 1]),
     }
+
+
+def canvas_batch(images: int) -> dict[str, torch.Tensor]:
+    """Images of colours of their own, of which the last is narrower than the canvas."""
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randn(images, 3, CANVAS, CANVAS, generator=generator)
+    pixels = pixels + 3 * torch.randn(images, 3, 1, 1, generator=generator)
+    mask = torch.ones(images, CANVAS, CANVAS, dtype=torch.bool)
+    mask[-1, :, 90:] = False
+    return {"pixel_values": pixels * mask[:, None], "pixel_mask": mask}
+
+
+def canvas_text_batch(padding: int = 0, rows: int = 4) -> dict[str, torch.Tensor]:
+    return {**canvas_batch(rows), **text_batch(rows, padding=padding)}
+
+
+def soho_pretraining_batch(padding: int = 0, rows: int = 4) -> dict[str, torch.Tensor]:
+    """Two texts on each image, one of which belongs to it; cells are masked for the first."""
+    texts = text_batch(rows, padding=padding)
+    return {
+        **canvas_batch(rows // 2),
+        **masked_batch(texts),
+        "attention_mask": texts["attention_mask"],
+        "itm_labels": torch.arange(rows) % 2,
+        "mvm_cells": torch.where(torch.arange(rows) % 2 == 0, 1, -1),
+    }
+
+
+def canvas_answer_batch(padding: int = 0, rows: int = 4) -> dict[str, torch.Tensor]:
+    """Two questions on each image."""
+    texts, index = text_batch(rows, padding=padding), {"image_index": torch.arange(rows) // 2}
+    return {**canvas_batch(rows // 2), **texts, "labels": torch.eye(6)[torch.arange(rows) % 6], **index}
+
+
+def canvas_entailment_batch(padding: int = 0, rows: int = 4) -> dict[str, torch.Tensor]:
+    return canvas_answer_batch(padding, rows) | {"labels": torch.arange(rows) % 3}
+
+
+def canvas_pair_batch(padding: int = 0, rows: int = 4) -> dict[str, torch.Tensor]:
+    pairs = {name: value.unflatten(0, (rows, 2)) for name, value in canvas_batch(2 * rows).items()}
+    return {**pairs, **text_batch(rows, padding=padding), "labels": torch.arange(rows) % 2}
+
+
+def canvas_retrieval_batch(padding: int = 0, rows: int = 4) -> dict[str, torch.Tensor]:
+    roll = torch.arange(rows).roll(1)
+    return {
+        **canvas_text_batch(padding, rows),
+        "image_ids": torch.arange(rows),
+        "negative_image_index": roll, "negative_text_index": roll,
+    }  # fmt: skip
+
+
+def canvas_grounding_batch(padding: int = 0, rows: int = 4) -> dict[str, torch.Tensor]:
+    boxes = torch.tensor(
+        [[0.3, 0.3, 0.2, 0.2], [0.6, 0.5, 0.4, 0.8], [0.8, 0.8, 0.2, 0.2], [0.5, 0.5, 0.9, 0.9]]
+    )
+    index = {"region_image_index": torch.arange(rows) // 2}
+    return {**canvas_batch(rows // 2), **text_batch(rows, padding=padding), "target_boxes": boxes, **index}

@@ -11,10 +11,12 @@ from .models.auto import (
 from .models.configuration_albef import ALBEFConfig
 from .models.configuration_butd import BUTDConfig
 from .models.configuration_lxmert import LXMERTConfig
+from .models.configuration_soho import SOHOConfig
 from .models.configuration_text import VLPTextConfig
 from .models.configuration_xvlm import XVLMConfig
 from .models.image_processing_albef import ALBEFImageProcessor
 from .models.image_processing_butd import BUTDImageProcessor
+from .models.image_processing_soho import SOHOImageProcessor
 from .models.image_processing_xvlm import XVLMImageProcessor
 from .models.modeling_albef import ALBEFForGrounding, ALBEFForPreTraining, ALBEFForRetrieval, ALBEFModel
 from .models.modeling_albef_tasks import (
@@ -33,9 +35,19 @@ from .models.modeling_lxmert_tasks import (
     LXMERTForVisualEntailment,
     LXMERTForVisualReasoning,
 )
+from .models.modeling_soho import SOHOModel
+from .models.modeling_soho_pretraining import SOHOForPreTraining
+from .models.modeling_soho_tasks import (
+    SOHOForGrounding,
+    SOHOForQuestionAnswering,
+    SOHOForRetrieval,
+    SOHOForVisualEntailment,
+    SOHOForVisualReasoning,
+)
 from .models.modeling_xvlm import XVLMForGrounding, XVLMForPreTraining, XVLMForRetrieval, XVLMModel
 from .models.processing_albef import ALBEFProcessor
 from .models.processing_lxmert import LXMERTProcessor
+from .models.processing_soho import SOHOProcessor
 from .models.processing_xvlm import XVLMProcessor
 
 register()
@@ -88,6 +100,16 @@ __all__ = [
     "LXMERTForVisualReasoning",
     "LXMERTModel",
     "LXMERTProcessor",
+    "SOHOConfig",
+    "SOHOForGrounding",
+    "SOHOForPreTraining",
+    "SOHOForQuestionAnswering",
+    "SOHOForRetrieval",
+    "SOHOForVisualEntailment",
+    "SOHOForVisualReasoning",
+    "SOHOImageProcessor",
+    "SOHOModel",
+    "SOHOProcessor",
     "VLPTextConfig",
     "VLPTrainer",
     "VLPTrainingArguments",

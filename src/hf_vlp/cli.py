@@ -15,7 +15,7 @@ import typer
 
 app = typer.Typer(
     name="hf-vlp",
-    help="LXMERT, ALBEF and X-VLM in the Hugging Face ecosystem: train, score and use them, convert "
+    help="SOHO, LXMERT, ALBEF and X-VLM in the Hugging Face ecosystem: train, score and use them, convert "
     "checkpoints.",
     no_args_is_help=True,
     add_completion=False,
@@ -70,7 +70,7 @@ Split = Annotated[str, typer.Option(help="Which split, where the data has severa
 Answers = Annotated[
     Path | None,
     typer.Option(
-        help="For vqa: answers to rank, a JSON list or one in each line; LXMERT knows its own.",
+        help="For vqa: answers to rank, a JSON list or one in each line; LXMERT and SOHO know theirs.",
         show_default=False,
     ),
 ]
@@ -144,7 +144,7 @@ def train(
     answers: Annotated[
         Path | None,
         typer.Option(
-            help="For LXMERT's vqa: answers to choose from, a JSON list or one in each line.",
+            help="For LXMERT's and SOHO's vqa: answers to choose from, a JSON list or one in each line.",
             show_default=False,
         ),
     ] = None,
@@ -157,7 +157,7 @@ def train(
     learning_rate: Annotated[float | None, typer.Option(help="Its highest value.")] = None,
     seed: Annotated[int | None, typer.Option(help="Fixes new weights and batches.")] = None,
     image_size: ImageSize = None,
-    augment: Annotated[bool, typer.Option(help="Crop, mirror and recolour images.")] = True,
+    augment: Annotated[bool, typer.Option(help="Crop, mirror and recolour images; SOHO's stay.")] = True,
     teacher: Annotated[
         bool, typer.Option(help="Learn from the momentum teacher, where the paper does.")
     ] = True,
@@ -346,6 +346,39 @@ def lxmert(
         tokenizer=tokenizer,
         num_attention_heads=num_attention_heads,
         answers=answers and read_answer_table(answers),
+    )
+    typer.echo(f"{report}\nwritten to {out}")
+
+
+@convert.command()
+def soho(
+    checkpoint: Annotated[Path, typer.Argument(help="An official SOHO checkpoint (.pth).")],
+    out: Out,
+    answers: Annotated[
+        Path | None,
+        typer.Option(
+            help="The answers of its head, which it lacks: a JSON list, or the VQA file it was trained on.",
+            show_default=False,
+        ),
+    ] = None,
+    num_attention_heads: Annotated[
+        int | None, typer.Option(help="Heads of the layers, where they are not 64 wide.", show_default=False)
+    ] = None,
+    tokenizer: Tokenizer = "bert-base-uncased",
+) -> None:
+    """Convert an official SOHO checkpoint, of pre-training or question answering, and report every key.
+
+    Kind, trunk and sizes are read from the keys.
+    """
+    from .commands.predict import read_answers
+    from .conversion.soho import convert_checkpoint
+
+    report = convert_checkpoint(
+        checkpoint,
+        out,
+        tokenizer=tokenizer,
+        num_attention_heads=num_attention_heads,
+        answers=answers and read_answers(answers),
     )
     typer.echo(f"{report}\nwritten to {out}")
 

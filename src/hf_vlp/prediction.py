@@ -17,7 +17,8 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from .evaluation.classification import pair_inputs
 from .evaluation.inference import batched, evaluating, to_model, visual_inputs
-from .evaluation.question_answering import answer_candidates
+from .evaluation.pairs import read_images, read_texts, scores_pairs
+from .evaluation.question_answering import answer_candidates, answer_classes
 from .models.image_text import MatchingHead
 from .models.modeling_albef import ALBEFForGrounding
 from .models.modeling_albef_tasks import (
@@ -31,6 +32,13 @@ from .models.modeling_lxmert_tasks import (
     LXMERTForRetrieval,
     LXMERTForVisualEntailment,
     LXMERTForVisualReasoning,
+)
+from .models.modeling_soho_tasks import (
+    SOHOForGrounding,
+    SOHOForQuestionAnswering,
+    SOHOForRetrieval,
+    SOHOForVisualEntailment,
+    SOHOForVisualReasoning,
 )
 from .models.modeling_xvlm import XVLMForGrounding
 
@@ -83,21 +91,21 @@ def answer_questions(
     batch_size: int = 32,
 ) -> list[Prediction]:
     """The `top_k` best of the list `answers` to each question with their probabilities, best first; without a
-    list the one answer that ALBEF writes, or the best of LXMERT's own `config.answers`.
+    list the one answer that ALBEF writes, or the best of LXMERT's or SOHO's own `config.answers`.
 
     Returns:
         Of each question `image`, `text`, and `answers`: dicts of `answer` and, from a list, `probability`,
-        among those that were ranked, or of LXMERT each answer's own.
+        among those that were ranked, or of LXMERT and SOHO each answer's own.
 
     Raises:
-        ValueError: images and texts that do not fit, an empty list, or one that is not LXMERT's, `top_k` or
-            `batch_size` below 1.
+        ValueError: images and texts that do not fit, an empty list, or one that is not the head's own,
+            `top_k` or `batch_size` below 1.
     """
     if top_k < 1:
         raise ValueError(f"top_k is {top_k}; use a number of answers of at least 1")
     rows, found = pair(images, texts), []
     with evaluating(model):
-        writes = answers is None and not isinstance(model, LXMERTForQuestionAnswering)
+        writes = answers is None and answer_classes(model) is None
         if not writes:
             answers, candidates = answer_candidates(model, processor, answers)
         for batch in batched(rows, batch_size):
@@ -125,15 +133,15 @@ def match_texts(
     """Compare every image with every text by their features (ITC), and match them (ITM).
 
     Returns:
-        Of each pair, image by image, `image`, `text`, `cosine` of the features (not of LXMERT, which has
-        none), `probability` of a match, and by that probability `text_rank`, the text's place among all texts
-        of the image, and `image_rank`, the image's among all images of the text; 1 is the best.
+        Of each pair, image by image, `image`, `text`, `cosine` of the features (not of LXMERT and SOHO, which
+        have none), `probability` of a match, and by that probability `text_rank`, the text's place among all
+        texts of the image, and `image_rank`, the image's among all images of the text; 1 is the best.
 
     Raises:
         ValueError: no images or no texts, or `batch_size` below 1.
     """
     _check_any(images, texts)
-    score = _match_all if isinstance(model, LXMERTForRetrieval) else _compare_and_match
+    score = _match_all if scores_pairs(model) else _compare_and_match
     with evaluating(model):
         tokens = to_model(processor(text=list(texts), return_tensors="pt"), model)
         values = score(model, processor, images, tokens, batch_size)
@@ -167,13 +175,12 @@ def _compare_and_match(
 
 def _match_all(model, processor, images: Sequence, tokens: dict, batch_size: int) -> dict[str, Tensor]:
     """Probability of a match (I, T), by a model that has no features to compare."""
-    mask, words = tokens["attention_mask"], model.get_text_features(**tokens).last_hidden_state
+    mask, words = tokens["attention_mask"], read_texts(model, tokens)
     probabilities = []
     for batch in batched(images, batch_size):
         visual = visual_inputs(model, processor, batch)
-        regions = model.get_image_features(**visual.inputs).last_hidden_state
-        region_mask = visual.inputs["visual_attention_mask"]
-        found = model.score_pairs(words, mask, regions, region_mask, pairs_per_call=batch_size)
+        seen = read_images(model, visual.inputs)
+        found = model.score_pairs(words, mask, *seen, pairs_per_call=batch_size)
         probabilities.append(found[visual.index].sigmoid())
     return {"probability": torch.cat(probabilities)}
 
@@ -277,11 +284,17 @@ def judge_pairs(
 
 
 PREDICTORS: dict[str, tuple[Callable[..., list[Prediction]], tuple[type, ...]]] = {
-    "vqa": (answer_questions, (ALBEFForQuestionAnswering, LXMERTForQuestionAnswering)),
-    "retrieval": (match_texts, (MatchingHead, LXMERTForRetrieval)),
-    "grounding": (locate_texts, (ALBEFForGrounding, LXMERTForGrounding, XVLMForGrounding)),
-    "entailment": (judge_entailment, (ALBEFForVisualEntailment, LXMERTForVisualEntailment)),
-    "reasoning": (judge_pairs, (ALBEFForVisualReasoning, LXMERTForVisualReasoning)),
+    "vqa": (
+        answer_questions,
+        (ALBEFForQuestionAnswering, LXMERTForQuestionAnswering, SOHOForQuestionAnswering),
+    ),
+    "retrieval": (match_texts, (MatchingHead, LXMERTForRetrieval, SOHOForRetrieval)),
+    "grounding": (locate_texts, (ALBEFForGrounding, LXMERTForGrounding, SOHOForGrounding, XVLMForGrounding)),
+    "entailment": (
+        judge_entailment,
+        (ALBEFForVisualEntailment, LXMERTForVisualEntailment, SOHOForVisualEntailment),
+    ),
+    "reasoning": (judge_pairs, (ALBEFForVisualReasoning, LXMERTForVisualReasoning, SOHOForVisualReasoning)),
 }
 
 

@@ -18,8 +18,8 @@ from ..evaluation import (
     random_object_accuracy,
     retrieval_recall,
 )
+from ..evaluation.question_answering import answer_classes
 from ..models.modeling_albef import ALBEFForGrounding
-from ..models.modeling_lxmert_tasks import LXMERTForQuestionAnswering
 from .loading import load_trained, place_extractor
 from .predict import read_answers
 from .rows import read_model_rows, without_images
@@ -50,7 +50,7 @@ def run(
 
     Args:
         split: which of several.
-        answers: file of the answers that question answering ranks; LXMERT knows its own.
+        answers: file of the answers that question answering ranks; LXMERT and SOHO know their own.
         features: folder of LXMERT's regions, for rows that have none.
         extractor: what finds LXMERT's regions in images, in place of the model's own.
         top_k: candidates that retrieval re-ranks, answers that are ranked whole.
@@ -66,7 +66,7 @@ def run(
     """
     head, columns = TASKS[task]
     model, processor = load_trained(head, name, extractor)
-    if task == "vqa" and answers is None and not isinstance(model, LXMERTForQuestionAnswering):
+    if task == "vqa" and answers is None and answer_classes(model) is None:
         raise ValueError("answers is None; give the file of the answers that the model chooses from")
     rows = read_model_rows(model, data, split, columns, features)
     if "regions" not in rows.column_names:

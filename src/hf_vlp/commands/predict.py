@@ -9,6 +9,7 @@ from PIL import Image
 
 from ..data.lxmert_readers import read_answer_table
 from ..data.readers import load_json
+from ..data.soho_readers import read_soho_answers
 from ..images import load_image
 from ..prediction import Prediction, predict
 from ..visualization import draw_boxes, draw_heatmap, draw_word_heatmaps, stack, word_heatmaps
@@ -65,9 +66,10 @@ def run(
 
 
 def read_answers(file: Path) -> list[str]:
-    """Answers of a JSON list, of LXMERT's table, or of a text file with one in each line."""
+    """Answers of a JSON list, of LXMERT's table, of a VQA file of SOHO, or of a text file with one in each
+    line."""
     if file.suffix == ".json":
-        return read_answer_table(file)
+        return read_soho_answers(file) if isinstance(load_json(file), dict) else read_answer_table(file)
     return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 

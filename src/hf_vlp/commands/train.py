@@ -26,11 +26,13 @@ from ..data.lxmert_collators import (
 )
 from ..data.masking import TokenMasking
 from ..data.mixing import MixedCollator, MixedDataset
+from ..data.soho_collators import SOHOPretrainingCollator, SOHOQuestionCollator
 from ..data.task_collators import EntailmentCollator, PairCollator, QuestionAnsweringCollator
+from ..evaluation.question_answering import answer_classes
 from ..heads import load_head
 from ..models.modeling_albef import ALBEFForGrounding, ALBEFForPreTraining
 from ..models.modeling_lxmert import LXMERTPreTrainedModel
-from ..models.modeling_lxmert_tasks import LXMERTForQuestionAnswering
+from ..models.modeling_soho import SOHOPreTrainedModel
 from ..models.modeling_xvlm import XVLMForPreTraining
 from ..training import RECIPES, VLPTrainer, VLPTrainingArguments
 from .loading import load_processor, place_extractor
@@ -54,6 +56,11 @@ LXMERT_TASKS: dict[str, tuple[Callable[..., Collator], tuple[str, ...]]] = {
     "vqa": (LXMERTQuestionCollator, ("image", "question", "answers")),
     "reasoning": (LXMERTPairCollator, ("images", "sentence", "label")),
     "entailment": (LXMERTEntailmentCollator, ("image", "sentence", "label")),
+}
+SOHO_TASKS: dict[str, tuple[Callable[..., Collator], tuple[str, ...]]] = {
+    **{task: (partial(make, augment=False), columns) for task, (make, columns) in TASKS.items()},
+    "pretrain": (SOHOPretrainingCollator, ("image", "caption", "image_id")),
+    "vqa": (SOHOQuestionCollator, ("image", "question", "answers")),
 }
 
 
@@ -81,28 +88,29 @@ def run(
         regions: rows of regions, mixed into X-VLM's pre-training.
         features: folder of LXMERT's regions, for rows that have none.
         extractor: what finds LXMERT's regions in images, in place of the model's own.
-        answers: file of the answers that LXMERT is to choose from in question answering; what its head knows
-            of them is kept.
+        answers: file of the answers that LXMERT or SOHO is to choose from in question answering; what
+            LXMERT's head knows of them is kept, SOHO's starts new.
         split: which of several.
         recipe: a paper's schedule, one of `training.RECIPES`.
         image_size: pixels a side, if others than the model's.
-        augment: crop, mirror and recolour images.
+        augment: crop, mirror and recolour images; SOHO's stay as they are.
         teacher: learn from the momentum teacher, where the paper does.
         resume: go on from the last complete checkpoint in `out`.
         fields: of `VLPTrainingArguments`, values as text; they win over the recipe's.
 
     Raises:
         ValueError: as `load_head`, `load_processor` and `read_model_rows`, an unknown recipe or field,
-            regions or answers for another head, LXMERT without answers, or nothing to resume from.
+            regions or answers for another head, LXMERT or SOHO without answers, or nothing to resume from.
     """
     arguments = training_arguments(out, recipe, fields or {})
     set_seed(arguments.seed)
-    model = load_head(task, name, needs_weights=False, teacher=teacher, image_size=image_size)
+    listed = read_answers(answers) if task == "vqa" and answers is not None else None
+    model = load_head(task, name, needs_weights=False, teacher=teacher, image_size=image_size, answers=listed)
     processor = load_processor(name, extractor)
     if image_size is not None:
         processor.image_processor.size = {"height": image_size, "width": image_size}
-    if isinstance(model, LXMERTForQuestionAnswering):
-        _choose_among(model, answers)
+    if task == "vqa" and answer_classes(model) is not None:
+        _choose_among(model, listed)
     elif answers is not None:
         raise ValueError(
             f"answers is {answers}, but {type(model).__name__} has no use for them; leave it out"
@@ -147,11 +155,11 @@ def _refuse(message: str):
     raise ValueError(message)
 
 
-def _choose_among(model: LXMERTForQuestionAnswering, answers: Path | None):
-    """Give the head the answers of the file, and say how many of them it knows."""
-    known, classes = model.config.answers, model.config.num_qa_labels
-    if answers is not None:
-        coverage = model.load_answers(read_answers(answers), known or [""] * classes)
+def _choose_among(model: PreTrainedModel, answers: Sequence[str] | None):
+    """Give LXMERT's head the answers, and say how many of them it knows; SOHO's is made with them."""
+    known, classes = model.config.answers, answer_classes(model)
+    if answers is not None and isinstance(model, LXMERTPreTrainedModel):
+        coverage = model.load_answers(answers, known or [""] * classes)
         print(f"the model knows {coverage}")
     elif known is None:
         raise ValueError(
@@ -185,6 +193,9 @@ def _collator(
         make, columns = LXMERT_TASKS[task]
         has_answers = task in ("pretrain", "vqa")
         return partial(make, answers=model.config.answers or ()) if has_answers else make, columns
+    if isinstance(model, SOHOPreTrainedModel):
+        make, columns = SOHO_TASKS[task]
+        return partial(make, answers=model.config.answers) if task == "vqa" else make, columns
     make, columns = TASKS[task]
     if isinstance(model, ALBEFForPreTraining):
         make = partial(make, masking=TokenMasking(processor.tokenizer))

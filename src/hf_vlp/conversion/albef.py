@@ -76,7 +76,7 @@ _OTHER_KINDS = {
     "vision_encoder.": "a checkpoint of another model, probably X-VLM (hf-vlp convert xvlm)",
     "text_encoder.encoder.layer.0.crossattention.": "a checkpoint of another model, probably BLIP",
     "bert.encoder.r_layers.": "a checkpoint of another model, probably LXMERT (hf-vlp convert lxmert)",
-    "backbone.": "a checkpoint of another model, probably SOHO",
+    "backbone.": "a checkpoint of another model, probably SOHO (hf-vlp convert soho)",
 }
 
 

@@ -34,7 +34,7 @@ _TASK_HEADS = {
 _OTHER_KINDS = {
     "vision_encoder.": "a checkpoint of another model, probably X-VLM (hf-vlp convert xvlm)",
     "visual_encoder.": "a checkpoint of another model, probably ALBEF (hf-vlp convert albef)",
-    "backbone.": "a checkpoint of another model, probably SOHO",
+    "backbone.": "a checkpoint of another model, probably SOHO (hf-vlp convert soho)",
 }
 
 

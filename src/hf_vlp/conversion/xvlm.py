@@ -51,7 +51,7 @@ _OTHER_KINDS = {
     "vision_encoder.blocks.": "a file with a DeiT trunk",
     "visual_encoder.": "a checkpoint of another model, probably ALBEF (hf-vlp convert albef)",
     "bert.encoder.r_layers.": "a checkpoint of another model, probably LXMERT (hf-vlp convert lxmert)",
-    "backbone.": "a checkpoint of another model, probably SOHO",
+    "backbone.": "a checkpoint of another model, probably SOHO (hf-vlp convert soho)",
 }
 
 

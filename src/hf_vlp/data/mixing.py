@@ -92,7 +92,7 @@ class MixedBatchSampler(Sampler[list[Key]]):
         self.dataset = dataset
         self.batch_sizes = {"image": batch_size, "region": region_batch_size or batch_size}
         self.run_length, self.seed = run_length, seed
-        self.iterations = len(dataset.rows["image"]) // (batch_size * run_length)
+        self.iterations = self._count_image_batches() // run_length
         self.region_steps = round(region_probability * self.iterations) if "region" in dataset.rows else 0
         if self.iterations == 0:
             raise ValueError(
@@ -117,6 +117,9 @@ class MixedBatchSampler(Sampler[list[Key]]):
                     seed = sample_seed(self.seed, epoch, step, run)
                     yield [(kind, int(i), seed) for i in islice(indices[kind], self.batch_sizes[kind])]
                 step += 1
+
+    def _count_image_batches(self) -> int:
+        return len(self.dataset.rows["image"]) // self.batch_sizes["image"]
 
     def _image_indices(self, epoch: int) -> Iterator[int]:
         return iter(self._rng("image", epoch).permutation(len(self.dataset.rows["image"])))

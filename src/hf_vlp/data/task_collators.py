@@ -63,8 +63,8 @@ class PairCollator(WholeImageCollator):
     """Pair rows → pixel_values (B, 2, 3, H, W), input_ids and attention_mask (B, L), labels (B,) int64, 1 for
     true.
 
-    The two images are augmented independently of each other. With `on_bad_image="skip"` a row is left out if
-    either cannot be read.
+    A processor's pixel_mask becomes (B, 2, H, W). The two images are augmented independently of each other.
+    With `on_bad_image="skip"` a row is left out if either cannot be read.
     """
 
     def load_row(self, row: Row) -> list[Image.Image]:
@@ -79,9 +79,12 @@ class PairCollator(WholeImageCollator):
             for pair, sentence in zip(pairs, sentences, strict=True)
             for image in pair
         ]
-        batch = dict(self.processor(images=images, text=sentences, return_tensors="pt"))
-        batch["pixel_values"] = batch["pixel_values"].unflatten(0, (len(rows), 2))  # (B, 2, 3, H, W)
-        return batch | {"labels": row_labels(rows)}
+        pixels = self.processor(images=images, return_tensors="pt")
+        return {
+            **{name: value.unflatten(0, (len(rows), 2)) for name, value in pixels.items()},  # (B, 2, ...)
+            **self.processor(text=sentences, return_tensors="pt"),
+            "labels": row_labels(rows),
+        }
 
 
 @dataclass(kw_only=True)

@@ -8,9 +8,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
 
-from ..models.modeling_lxmert_tasks import LXMERTForRetrieval
 from .inference import batched, evaluating, number_of, to_model, visual_inputs, visual_of
 from .metrics import foil_accuracy
+from .pairs import read_images, read_texts, scores_pairs
 
 DECIMALS = 5  # what float32 can tell apart; beyond it, equal texts differ by their place in the batch
 
@@ -54,12 +54,10 @@ def evaluate_foils(
 
 def _match(model: PreTrainedModel, images: dict[str, Tensor], tokens: dict[str, Tensor]) -> Tensor:
     """Matching logits (2B, 2) of two texts for each of B images, next to one another."""
+    mask = tokens["attention_mask"]
+    if scores_pairs(model):
+        image = torch.arange(len(mask), device=mask.device) // 2  # of each text
+        return model.match(read_texts(model, tokens), mask, *read_images(model, images, image))
     image_embeds = model.get_image_features(**images).last_hidden_state
     text_embeds = model.get_text_features(**tokens).last_hidden_state  # (2B, L, D)
-    mask = tokens["attention_mask"]
-    if not isinstance(model, LXMERTForRetrieval):
-        return model.match(text_embeds, mask, model.project_image(image_embeds))
-    regions, region_mask = (
-        states.repeat_interleave(2, dim=0) for states in (image_embeds, images["visual_attention_mask"])
-    )
-    return model.match(text_embeds, mask, regions, region_mask)
+    return model.match(text_embeds, mask, model.project_image(image_embeds))

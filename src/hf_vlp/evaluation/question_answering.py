@@ -13,7 +13,6 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
 
-from ..models.modeling_lxmert_tasks import LXMERTForQuestionAnswering
 from .inference import batched, evaluating, number_of, to_model, visual_inputs, visual_of
 from .metrics import require_no_nan
 from .vqa import mean_per_type, vqa_scores
@@ -27,9 +26,9 @@ class QuestionAnsweringResult:
     """Predicted `answers`, and what else was likely.
 
     `indices` (Q, k) are the up to 10 best of the answer list, best first, `probabilities` (Q, k) theirs among
-    the `top_k` that were ranked, of LXMERT each answer's own. `accuracy` is the official VQA accuracy, or the
-    mean of the predicted answers' `answer_scores`, None for rows without answers; `accuracy_per_type` is that
-    of each `question_type`, empty where rows have none.
+    the `top_k` that were ranked, of LXMERT and SOHO each answer's own. `accuracy` is the official VQA
+    accuracy, or the mean of the predicted answers' `answer_scores`, None for rows without answers;
+    `accuracy_per_type` is that of each `question_type`, empty where rows have none.
     """
 
     answers: list[str]
@@ -52,11 +51,11 @@ def evaluate_question_answering(
     `answer_scores`, where it has them (0 for other answers), or by its annotators (`vqa_scores`).
 
     The `top_k` answers with the likeliest first token are ranked in full (official: 128 of 3,128). LXMERT
-    chooses among all classes of its head, `config.answers`, and needs no list. Rows of a batch that show the
-    same image share its pass.
+    and SOHO choose among all classes of their head, `config.answers`, and need no list. Rows of a batch that
+    show the same image share its pass.
 
     Raises:
-        ValueError: no rows, no answers to rank or others than those of LXMERT's head, answers of some rows
+        ValueError: no rows, no answers to rank or others than those of such a head, answers of some rows
             only, `top_k` or `batch_size` below 1.
     """
     if top_k < 1:
@@ -88,22 +87,29 @@ def evaluate_question_answering(
     return QuestionAnsweringResult(answers, indices, probabilities, accuracy, accuracy_per_type)
 
 
+def answer_classes(model: PreTrainedModel) -> int | None:
+    """How many answers LXMERT's or SOHO's head chooses from; None of a head that ranks any list."""
+    config = getattr(model, "config", None)
+    return getattr(config, "num_qa_labels", getattr(config, "num_answers", None))
+
+
 def answer_candidates(
     model: PreTrainedModel, processor: ProcessorMixin, answers: Sequence[str] | None
 ) -> tuple[list[str], dict[str, Tensor]]:
     """The answers that a model chooses from, and what its `rank_answers` takes of them.
 
-    LXMERT's answers are the classes of its head: `answers` may be None, and name them where the config does
-    not.
+    Those of LXMERT and SOHO are the classes of their head: `answers` may be None, and name them where the
+    config does not.
 
     Raises:
         ValueError: no answers to choose from, or others than those of the config.
     """
-    if not isinstance(model, LXMERTForQuestionAnswering):
+    classes = answer_classes(model)
+    if classes is None:
         if not answers:
             raise ValueError("answer_list is empty; give the answers that the model chooses from")
         return list(answers), to_model(processor.encode_answers(list(answers)), model)
-    known, classes = model.config.answers, model.config.num_qa_labels
+    known = model.config.answers
     answers = known if answers is None else list(answers)
     if answers is None or len(answers) != classes or known not in (None, answers):
         given = "None" if answers is None else f"a list of {len(answers)}"

@@ -12,11 +12,10 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
-from transformers.utils import ModelOutput
 
-from ..models.modeling_lxmert_tasks import LXMERTForRetrieval
 from .inference import batched, evaluating, number_of, to_model, visual_inputs, visual_of
 from .metrics import retrieval_recall
+from .pairs import read_images, read_texts, scores_pairs
 
 UNSCORED = -100.0  # score of a pair outside the shortlist, as in the official code
 VALUES_PER_CALL = {
@@ -33,8 +32,8 @@ class RetrievalResult:
     match logits of the shortlist of each image and of each text, -100 elsewhere. `text_image` (T,) is the
     image of each text. `itc_metrics` and `metrics` (re-ranked) are those of `retrieval_recall`.
 
-    Of LXMERT, which has no features to compare, `itc_scores` and `itc_metrics` are None, and the others hold
-    the log-odds of a match of all pairs.
+    Of LXMERT and SOHO, which have no features to compare, `itc_scores` and `itc_metrics` are None, and
+    the others hold the log-odds of a match of all pairs.
     """
 
     itc_scores: Tensor | None
@@ -58,7 +57,7 @@ def evaluate_retrieval(
 
     `top_k` texts per image and images per text are re-ranked (official: 256 on COCO, 128 on Flickr30K), all
     where there are fewer. `batch_size` images are encoded, or held with keys and values, at a time. LXMERT
-    scores all pairs, whatever `top_k`.
+    and SOHO score all pairs, whatever `top_k`.
 
     Raises:
         ValueError: no rows, an image without captions, a caption that is not in a list, `top_k` or
@@ -66,7 +65,7 @@ def evaluate_retrieval(
     """
     if top_k < 1:
         raise ValueError(f"top_k is {top_k}; use a length of the shortlist of at least 1")
-    if isinstance(model, LXMERTForRetrieval):
+    if scores_pairs(model):
         return _by_matching_all(model, processor, rows, batch_size, progress)
     with evaluating(model):
         images, image_features, captions = _encode_images(model, processor, rows, batch_size, progress)
@@ -94,13 +93,13 @@ def _by_matching_all(model, processor, rows, batch_size: int, progress: bool) ->
     """Every pair scored, by a model that has no features to compare."""
     encoded, captions = [], []
     with evaluating(model):
-        for texts, inputs, output in _image_outputs(model, processor, rows, batch_size, progress):
+        for texts, inputs in _image_inputs(model, processor, rows, batch_size, progress):
             captions += texts
-            encoded.append((output.last_hidden_state, inputs["visual_attention_mask"]))
+            encoded.append(read_images(model, inputs))  # padded alike within a batch only
         tokens = to_model(processor(text=[text for texts in captions for text in texts]), model)
         mask = tokens["attention_mask"]
-        batches = zip(tokens["input_ids"].split(batch_size), mask.split(batch_size), strict=True)
-        words = torch.cat([model.get_text_features(*batch).last_hidden_state for batch in batches])
+        batches = zip(*(value.split(batch_size) for value in tokens.values()), strict=True)
+        words = torch.cat([read_texts(model, dict(zip(tokens, batch, strict=True))) for batch in batches])
         blocks = tqdm(encoded, desc="pairs", unit="block", disable=not progress)
         scores = torch.cat([model.score_pairs(words, mask, *block) for block in blocks])  # (I, T)
     scores, text_image = scores.cpu().clone(), _image_of_texts(captions)
@@ -158,23 +157,24 @@ def _encode_images(
     model, processor, rows, batch_size: int, progress: bool
 ) -> tuple[Tensor, Tensor, list[list[str]]]:
     embeds, features, captions = [], [], []
-    for texts, _, output in _image_outputs(model, processor, rows, batch_size, progress):
+    for texts, inputs in _image_inputs(model, processor, rows, batch_size, progress):
         captions += texts
+        output = model.get_image_features(**inputs)
         embeds.append(output.last_hidden_state)
         features.append(output.pooler_output)
     return torch.cat(embeds), torch.cat(features), captions
 
 
-def _image_outputs(
+def _image_inputs(
     model, processor, rows, batch_size: int, progress: bool
-) -> Iterator[tuple[list[list[str]], dict[str, Tensor], ModelOutput]]:
-    """Captions of images, their inputs, and what the model makes of these, batch by batch."""
+) -> Iterator[tuple[list[list[str]], dict[str, Tensor]]]:
+    """Captions of images, and what the model reads of these, batch by batch."""
     seen = 0
     with tqdm(total=number_of(rows), desc="images", disable=not progress) as bar:
         for batch in batched(rows, batch_size):
             captions = [_captions(row, seen + i) for i, row in enumerate(batch)]
             inputs = visual_inputs(model, processor, [visual_of(row, processor) for row in batch]).repeated()
-            yield captions, inputs, model.get_image_features(**inputs)
+            yield captions, inputs
             seen += len(batch)
             bar.update(len(batch))
     if not seen:

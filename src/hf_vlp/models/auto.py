@@ -20,10 +20,12 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from .configuration_albef import ALBEFConfig
 from .configuration_butd import BUTDConfig
 from .configuration_lxmert import LXMERTConfig
+from .configuration_soho import SOHOConfig
 from .configuration_text import VLPTextConfig
 from .configuration_xvlm import XVLMConfig
 from .image_processing_albef import ALBEFImageProcessor
 from .image_processing_butd import BUTDImageProcessor
+from .image_processing_soho import SOHOImageProcessor
 from .image_processing_xvlm import XVLMImageProcessor
 from .modeling_albef import ALBEFForGrounding, ALBEFForPreTraining, ALBEFForRetrieval, ALBEFModel
 from .modeling_albef_tasks import (
@@ -42,9 +44,19 @@ from .modeling_lxmert_tasks import (
     LXMERTForVisualEntailment,
     LXMERTForVisualReasoning,
 )
+from .modeling_soho import SOHOModel
+from .modeling_soho_pretraining import SOHOForPreTraining
+from .modeling_soho_tasks import (
+    SOHOForGrounding,
+    SOHOForQuestionAnswering,
+    SOHOForRetrieval,
+    SOHOForVisualEntailment,
+    SOHOForVisualReasoning,
+)
 from .modeling_xvlm import XVLMForGrounding, XVLMForPreTraining, XVLMForRetrieval, XVLMModel
 from .processing_albef import ALBEFProcessor
 from .processing_lxmert import LXMERTProcessor
+from .processing_soho import SOHOProcessor
 from .processing_xvlm import XVLMProcessor
 
 
@@ -106,6 +118,19 @@ MODELS = {
             LXMERTForVisualEntailment,
             LXMERTForRetrieval,
             LXMERTForGrounding,
+        ),
+    ),
+    SOHOConfig: (
+        SOHOProcessor,
+        SOHOImageProcessor,
+        SOHOModel,
+        (
+            SOHOForPreTraining,
+            SOHOForQuestionAnswering,
+            SOHOForRetrieval,
+            SOHOForVisualReasoning,
+            SOHOForVisualEntailment,
+            SOHOForGrounding,
         ),
     ),
     XVLMConfig: (

@@ -23,8 +23,8 @@ class ImageTrunk(nn.Module):
     def __init__(self, config: PreTrainedConfig):
         super().__init__()
         self.config = config
-        self.trunk = _build_trunk(config)
-        self.width = _trunk_width(self.trunk)
+        self.trunk = build_trunk(config)
+        self.width = trunk_width(self.trunk)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Encode images (B, 3, size, size) of the size the trunk was built for: (B, 1 + N, W)."""
@@ -70,7 +70,7 @@ def trunk_stride(config: PreTrainedConfig) -> int:
     return config.patch_size * 2 ** (len(config.depths) - 1 if config.model_type == "swin" else 0)
 
 
-def _build_trunk(config: PreTrainedConfig) -> nn.Module:
+def build_trunk(config: PreTrainedConfig) -> nn.Module:
     if type(config) not in MODEL_MAPPING:
         raise ValueError(
             f"vision_config is a {type(config).__name__}, for which transformers has no model; use the "
@@ -94,7 +94,7 @@ def _shrink_windows(swin: nn.Module):
                 layer.attention = type(layer.attention)(swin.config, width, heads, side)
 
 
-def _trunk_width(trunk: nn.Module) -> int:
+def trunk_width(trunk: nn.Module) -> int:
     if trunk.config.model_type == "timm_wrapper":
         return trunk.timm_model.num_features
     return trunk.config.hidden_sizes[-1] if "hidden_sizes" in trunk.config else trunk.config.hidden_size

@@ -2,7 +2,7 @@
 
 from .arguments import VLPTrainingArguments
 from .checkpoints import last_complete_checkpoint
-from .optimizers import BertAdam, OfficialAdamW
+from .optimizers import BertAdam, OfficialAdamW, SGDAdamW
 from .recipes import RECIPES, recipe
 from .trainer import VLPTrainer
 
@@ -10,6 +10,7 @@ __all__ = [
     "RECIPES",
     "BertAdam",
     "OfficialAdamW",
+    "SGDAdamW",
     "VLPTrainer",
     "VLPTrainingArguments",
     "last_complete_checkpoint",

@@ -17,10 +17,11 @@ from transformers.utils import ModelOutput, logging
 
 from ..data.collators import Collator
 from ..data.mixing import MixedBatchSampler, MixedCollator, MixedDataset
+from ..data.orientation import OrientationBatchSampler
 from .arguments import VLPTrainingArguments
-from .callbacks import AlphaRamp, AnswerLossWeights
+from .callbacks import AlphaRamp, AnswerLossWeights, TrunkFreeze, trunk_of
 from .checkpoints import last_complete_checkpoint
-from .optimizers import BertAdam, OfficialAdamW, bert_schedule
+from .optimizers import BertAdam, OfficialAdamW, SGDAdamW, bert_schedule, step_schedule
 
 logger = logging.get_logger(__name__)
 
@@ -37,7 +38,7 @@ class VLPTrainer(Trainer):
     - logs every field `loss_*` of the model's output: in training the mean over the logging window, in
       evaluation `eval_loss_*`, the mean over rows; both over all processes;
     - raises the weight of a momentum teacher over `alpha_ramp_epochs`, and gives the answer loss its
-      `answer_loss_weights`;
+      `answer_loss_weights`; leaves a CNN as it is for `freeze_trunk_epochs`;
     - gives `model.new_parameters` their own learning rate, and can use the official optimizers
       (`VLPTrainingArguments`);
     - trains on a `MixedDataset`, whose batches are of one kind on all processes. Rows that a collator of this
@@ -46,8 +47,8 @@ class VLPTrainer(Trainer):
     - resumes from the last checkpoint that was written to its end (`train(resume_from_checkpoint=True)`).
 
     Raises:
-        ValueError: `args` are no `VLPTrainingArguments`, or are about the teacher or the answer loss of a
-            model that has none; at training, fewer rows than one batch.
+        ValueError: `args` are no `VLPTrainingArguments`, or are about the teacher, the answer loss or the
+            CNN of a model that has none; at training, fewer rows than one batch.
     """
 
     def __init__(self, model: nn.Module | None = None, args: VLPTrainingArguments | None = None, **kwargs):
@@ -72,6 +73,13 @@ class VLPTrainer(Trainer):
                     "no answer loss to weigh; leave it at None"
                 )
             self.add_callback(AnswerLossWeights(args.answer_loss_weights))
+        if (args.sgd_adamw or args.freeze_trunk_epochs) and trunk_of(self.model) is None:
+            raise ValueError(
+                f"sgd_adamw is {args.sgd_adamw} and freeze_trunk_epochs {args.freeze_trunk_epochs}, but "
+                f"{type(self.model).__name__} has no CNN as `backbone`; leave both at their defaults"
+            )
+        if args.freeze_trunk_epochs:
+            self.add_callback(TrunkFreeze(args.freeze_trunk_epochs))
 
     # Loss terms
 
@@ -124,14 +132,20 @@ class VLPTrainer(Trainer):
 
     def _mixed_loader(self, dataset: MixedDataset) -> DataLoader:
         args = self.args
-        sampler = MixedBatchSampler(
-            dataset,
-            batch_size=args.train_batch_size,
-            region_batch_size=args.per_device_region_batch_size,
-            region_probability=args.region_probability,
-            run_length=args.world_size * args.gradient_accumulation_steps,
-            seed=args.seed if args.data_seed is None else args.data_seed,
-        )
+        settings = {
+            "batch_size": args.train_batch_size,
+            "run_length": args.world_size * args.gradient_accumulation_steps,
+            "seed": args.seed if args.data_seed is None else args.data_seed,
+        }
+        if args.group_by_orientation:
+            sampler = OrientationBatchSampler(dataset, **settings)
+        else:
+            sampler = MixedBatchSampler(
+                dataset,
+                region_batch_size=args.per_device_region_batch_size,
+                region_probability=args.region_probability,
+                **settings,
+            )
         return self._prepare_loader(dataset, batch_sampler=sampler)
 
     def _prepare_loader(self, dataset, **batching) -> DataLoader:
@@ -174,29 +188,48 @@ class VLPTrainer(Trainer):
         if self.optimizer is not None:
             return self.optimizer
         args = self.args
-        if args.official_adamw or args.bert_adam:
-            betas = (args.adam_beta1, args.adam_beta2)
-            self.optimizer_cls_and_kwargs = (
-                OfficialAdamW if args.official_adamw else BertAdam,
-                {"lr": args.learning_rate, "betas": betas, "eps": args.adam_epsilon},
-            )
+        official = {OfficialAdamW: args.official_adamw, BertAdam: args.bert_adam, SGDAdamW: args.sgd_adamw}
+        for optimizer_class, chosen in official.items():
+            if chosen:
+                betas = (args.adam_beta1, args.adam_beta2)
+                settings = {"lr": args.learning_rate, "betas": betas, "eps": args.adam_epsilon}
+                self.optimizer_cls_and_kwargs = (optimizer_class, settings)
         optimizer = super().create_optimizer(model)
         if args.new_parameter_lr_multiplier != 1:
+            rate = args.learning_rate * args.new_parameter_lr_multiplier
+            _split_off(optimizer, self._new_parameters(), lr=rate)
+        if args.sgd_adamw:
             _split_off(
-                optimizer, self._new_parameters(), args.learning_rate * args.new_parameter_lr_multiplier
+                optimizer,
+                set(trunk_of(self.model).parameters()),
+                lr=args.trunk_learning_rate,
+                weight_decay=args.trunk_weight_decay,
+                momentum=0.9,
             )
         return optimizer
 
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> LRScheduler:
-        args = self.args
-        if self.lr_scheduler is None and args.bert_adam and args.lr_scheduler_type == "linear":
-            warmup = args.warmup_steps / (num_training_steps if args.warmup_steps >= 1 else 1)
-            factor = partial(bert_schedule, num_steps=num_training_steps, warmup=warmup)
+        factor = self._rate_factor(num_training_steps)
+        if self.lr_scheduler is None and factor is not None:
             self.lr_scheduler = LambdaLR(optimizer or self.optimizer, factor)
             self._created_lr_scheduler = True  # so that another call of `train` makes a new one
         return super().create_scheduler(num_training_steps, optimizer)
+
+    def _rate_factor(self, num_training_steps: int) -> Callable[[int], float] | None:
+        """That of the schedules which transformers does not have."""
+        args = self.args
+        if args.lr_milestones is not None:
+            steps = [
+                round(epoch / args.num_train_epochs * num_training_steps) for epoch in args.lr_milestones
+            ]
+            warmup = args.get_warmup_steps(num_training_steps)
+            return partial(step_schedule, milestones=steps, factor=args.lr_milestone_factor, warmup=warmup)
+        if args.bert_adam and args.lr_scheduler_type == "linear":
+            warmup = args.warmup_steps / (num_training_steps if args.warmup_steps >= 1 else 1)
+            return partial(bert_schedule, num_steps=num_training_steps, warmup=warmup)
+        return None
 
     def _new_parameters(self) -> set[nn.Parameter]:
         return {p for name, p in self.model.named_parameters() if name in self.model.new_parameters}
@@ -205,9 +238,9 @@ class VLPTrainer(Trainer):
         """Names of the parameters that decay, which biases, norms and Swin's relative positions do not.
 
         With `official_adamw` the norms of the two-layer heads do: the official list of names misses them.
-        With `bert_adam` all parameters do.
+        With `bert_adam` and `sgd_adamw` all parameters do.
         """
-        if self.args.bert_adam:
+        if self.args.bert_adam or self.args.sgd_adamw:
             return [name for name, _ in model.named_parameters()]
         names = super().get_decay_parameter_names(model)
         if self.args.official_adamw:
@@ -274,10 +307,10 @@ def _without_augmentation(collator: Callable) -> Callable:
     return dataclasses.replace(collator, train=False) if isinstance(collator, Collator) else collator
 
 
-def _split_off(optimizer: torch.optim.Optimizer, params: set[nn.Parameter], lr: float):
-    """Move `params` to groups of their own, which differ from those they were in by the learning rate."""
+def _split_off(optimizer: torch.optim.Optimizer, params: set[nn.Parameter], **settings: float):
+    """Move `params` to groups of their own, which differ from those they were in by `settings`."""
     for group in list(optimizer.param_groups):
         moved = [p for p in group["params"] if p in params]
         if moved:
             group["params"] = [p for p in group["params"] if p not in params]
-            optimizer.add_param_group({**group, "params": moved, "lr": lr})
+            optimizer.add_param_group({**group, "params": moved, **settings})

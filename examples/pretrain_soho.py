@@ -81,7 +81,7 @@ trainer = VLPTrainer(
     training,
     train_dataset=train,
     data_collator=SOHOPretrainingCollator(
-        processor=processor, **({"balanced": True, "mask_mismatched": False} | drawn)
+        processor=processor, **({"balanced": True, "predict_mismatched": False} | drawn)
     ),
     processing_class=processor,
 )

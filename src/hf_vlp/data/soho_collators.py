@@ -31,15 +31,16 @@ class SOHOPretrainingCollator(Collator):
     captions_per_image: S. Of more captions S are drawn, fewer are repeated; `read_soho_pretraining` gives S.
     mismatch_probability: chance that a text is replaced by a caption of a row of the batch with another
     `image_id`, as in the official code; with `balanced` that share of each image's texts is, rounded, so that
-    the paper's 2 of 4 are. Where the whole batch has one image, texts stay. mask_mismatched: words are masked
-    in texts of other images too, as in the official code. masking: default
+    the paper's 2 of 4 are. Where the whole batch has one image, texts stay. predict_mismatched: words
+    of texts of other images are to be predicted too, as in the official code; they are masked either way, so
+    that no mask tells which texts belong. masking: default
     `TokenMasking(processor.tokenizer)`.
     """
 
     captions_per_image: int = 4
     mismatch_probability: float = 0.5
     balanced: bool = False
-    mask_mismatched: bool = True
+    predict_mismatched: bool = True
     masking: Masking | None = None
 
     def __post_init__(self):
@@ -60,10 +61,8 @@ class SOHOPretrainingCollator(Collator):
         batch = dict(self.processor(images=images, text=texts, return_tensors="pt"))
         input_ids, itm_labels = batch.pop("input_ids"), torch.tensor(matched, dtype=torch.int64)
         batch |= self.masking(input_ids, batch["attention_mask"], rng)
-        if not self.mask_mismatched:
-            seen = itm_labels[:, None] == 0  # (R, 1)
-            batch["mlm_input_ids"] = torch.where(seen, input_ids, batch["mlm_input_ids"])
-            batch["mlm_labels"] = batch["mlm_labels"].masked_fill(seen, -100)
+        if not self.predict_mismatched:
+            batch["mlm_labels"] = batch["mlm_labels"].masked_fill(itm_labels[:, None] == 0, -100)
         return batch | {"itm_labels": itm_labels}
 
     def _captions(self, row: Row, rng: random.Random) -> list[str]:

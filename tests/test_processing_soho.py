@@ -23,13 +23,9 @@ def resized_pixel(image: np.ndarray, row: int, column: int, height: int, width: 
     def weigh(place: int, new: int, old: int):
         where = np.float32((place + 0.5) * (old / new) - 0.5)
         first = int(np.floor(where))
-        share = np.float32(where - first)
-        if first < 0:
-            first, share = 0, np.float32(0)
-        if first >= old - 1:
-            first, share = old - 1, np.float32(0)
-        weights = [int(np.rint(np.float32(value) * 2048)) for value in (np.float32(1) - share, share)]
-        return first, min(first + 1, old - 1), weights
+        share = np.float32(where - np.float32(first))
+        weights = [int(np.rint(value * np.float32(2048))) for value in (np.float32(1) - share, share)]
+        return max(first, 0), min(max(first + 1, 0), old - 1), weights
 
     top, bottom, (above, below) = weigh(row, height, image.shape[0])
     left, right, (before, after) = weigh(column, width, image.shape[1])
@@ -64,9 +60,23 @@ def test_resize_is_that_of_opencv(sides, seed):
     expected = [
         [resized_pixel(image, row, column, height, width) for column in range(width)] for row in range(height)
     ]
-    if (old_height, old_width) == (height, width):
-        expected = image.tolist()
     assert resize_bytes(image[None], height, width)[0].tolist() == expected
+
+
+def test_resize_gives_what_opencv_gave():
+    """`cv2.resize` 4.5.5, 4.10 and 5.0 of three rows; the first and last rows keep both their weights."""
+    image = np.array([[29, 240, 66], [19, 182, 39], [59, 4, 59]], dtype=np.uint8)
+    expected = [
+        [29, 59, 149, 240, 165, 91, 66],
+        [28, 58, 147, 236, 163, 89, 64],
+        [25, 52, 133, 215, 146, 77, 54],
+        [21, 45, 119, 193, 129, 65, 44],
+        [26, 44, 96, 149, 103, 58, 43],
+        [41, 47, 65, 82, 68, 55, 50],
+        [56, 50, 33, 15, 33, 51, 58],
+        [59, 51, 27, 4, 27, 51, 59],
+    ]
+    assert resize_bytes(image[None], 8, 7)[0].tolist() == expected
 
 
 def test_a_flat_image_stays_flat():
@@ -84,7 +94,7 @@ def test_normalisation_and_one_canvas():
         torch.tensor(value)[:, None, None] for value in ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
     )
     expected = (torch.from_numpy(np.array(wide)).permute(2, 0, 1) - mean) / std
-    torch.testing.assert_close(batch["pixel_values"][0, :, :40, :60], expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(batch["pixel_values"][0, :, :40, :60], expected, atol=1e-6, rtol=1e-6)
     assert not batch["pixel_values"][~batch["pixel_mask"][:, None].expand(-1, 3, -1, -1)].any()
     assert batch["pixel_mask"].sum(dim=(1, 2)).tolist() == [40 * 60, 70 * 40]
 
@@ -112,3 +122,19 @@ def test_processor(tmp_path):
 def test_processor_refuses(inputs, match):
     with pytest.raises(ValueError, match=match):
         SOHOProcessor(SOHOImageProcessor(), tiny_tokenizer())(**inputs)
+
+
+@pytest.mark.parametrize(
+    ("images", "settings", "match"),
+    [
+        ([], {}, "images is empty"),
+        (np.zeros((60, 80, 3), np.float32), {}, "float32"),
+        (picture(1, 3000), {}, "less narrow"),
+        (picture(20, 640), {}, "less narrow"),
+        (picture(60, 80), {"size": {"height": 64, "width": 64}}, "shortest_edge"),
+        (picture(60, 80), {"size": {"shortest_edge": 64}}, "longest_edge"),
+    ],
+)
+def test_images_it_refuses(images, settings, match):
+    with pytest.raises(ValueError, match=match):
+        SOHOImageProcessor()(images, **settings, return_tensors="pt")

@@ -8,17 +8,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchvision.ops import box_convert
 from transformers import BatchFeature, PreTrainedConfig
-from transformers.processing_utils import ProcessorMixin
 
-from .boxes import boxes_in_pixels, relative_corners
+from .processing_sentences import SentenceProcessor
 from .region_extractors import load_extractor
 from .regions import RegionExtractor, Regions, stack_regions
 from .tokens import with_special_tokens
 
 
-class LXMERTProcessor(ProcessorMixin):
+class LXMERTProcessor(SentenceProcessor):
     """Tokenizer, and the extractor that finds regions in images.
 
     Texts are read as `[CLS] words [SEP]`, at most `max_tokens` in all, 20 in the paper.
@@ -30,8 +28,6 @@ class LXMERTProcessor(ProcessorMixin):
             regions are always given.
         max_tokens: tokens of a text that are read, [CLS] and [SEP] included.
     """
-
-    _auto_class = "AutoProcessor"
 
     def __init__(self, tokenizer=None, extractor: str | RegionExtractor | None = None, max_tokens: int = 20):
         self.max_tokens = max_tokens
@@ -52,10 +48,6 @@ class LXMERTProcessor(ProcessorMixin):
         if extractor is not None:
             processor.extractor = extractor
         return processor
-
-    @property
-    def unused_input_names(self) -> list[str]:
-        return ["token_type_ids"]
 
     @property
     def extractor(self) -> str | None:
@@ -135,45 +127,6 @@ class LXMERTProcessor(ProcessorMixin):
     def extract(self, images) -> Regions:
         """Regions of PIL images by the processor's extractor."""
         return self.region_extractor.extract(images if isinstance(images, (list, tuple)) else [images])
-
-    def clean_text(self, text: str) -> str:
-        """A text without spaces around it.
-
-        Raises:
-            ValueError: nothing is left.
-        """
-        if not text.strip():
-            raise ValueError(f"text={text!r} has no word; give a text with words")
-        return text.strip()
-
-    def encode_questions(self, questions: Sequence[str], **kwargs) -> BatchFeature:
-        """Questions to `input_ids` and `attention_mask` (T, L); `kwargs` go to the tokenizer."""
-        return self._encode(questions, **kwargs)
-
-    def encode_regions(
-        self, boxes: Sequence[Tensor | Sequence], image_sizes: Sequence[tuple[int, int]]
-    ) -> dict[str, Tensor]:
-        """Boxes of each image, (r, 4) x, y, w, h in pixels, to `target_boxes` (T, 4) cx, cy, w, h in 0..1.
-
-        `image_sizes` holds (height, width) of each image.
-
-        Raises:
-            ValueError: a box that is empty, inverted, or reaches more than a pixel out of its image.
-        """
-        corners = torch.cat(relative_corners(boxes, image_sizes))
-        return {"target_boxes": box_convert(corners, "xyxy", "cxcywh")}
-
-    def post_process_boxes(self, pred_boxes: Tensor, image_sizes: Sequence[tuple[int, int]]) -> Tensor:
-        """Boxes (T, 4) cx, cy, w, h in 0..1 to left, top, right, bottom in pixels of the original images.
-
-        `image_sizes` holds (height, width) of the image of each box; boxes are clipped to it.
-        """
-        return boxes_in_pixels(pred_boxes, image_sizes)
-
-    def _encode(self, texts: Sequence[str], return_tensors: str = "pt", **kwargs) -> BatchFeature:
-        settings = {"padding": True, "truncation": True, "max_length": self.max_tokens, **kwargs}
-        settings.update(return_token_type_ids=False, return_tensors=return_tensors)
-        return self.tokenizer([self.clean_text(text) for text in texts], **settings)
 
 
 def _visual_inputs(regions: Regions | Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:

@@ -37,7 +37,7 @@ PRETRAINING_ON_SHAPES = {
 }
 SCENES = PRETRAINING_ON_SHAPES["max_steps"] * PRETRAINING_ON_SHAPES["per_device_train_batch_size"]
 # Drawn scenes have few words: the more are masked, the more there is to look for
-DRAWN = {"captions_per_image": 2, "mismatch_probability": 0.25}
+DRAWN = {"captions_per_image": 2}  # of which one belongs to the image
 MASKED_WORDS = 0.4
 
 # 1. What to do

@@ -156,6 +156,13 @@ def test_words_of_matched_pairs_alone_are_predicted(predict_all):
     assert predicted == ({0, 1} if predict_all else {1}) and masked == {0, 1}
 
 
+def test_a_balance_without_wrong_texts_is_refused():
+    with pytest.raises(ValueError, match="rounded to none"):
+        SOHOPretrainingCollator(
+            processor=PROCESSOR, balanced=True, captions_per_image=2, mismatch_probability=0.25
+        )
+
+
 def test_a_batch_depends_on_its_seed_alone():
     collator = SOHOPretrainingCollator(processor=PROCESSOR)
     one, two = (collator(rows(sample_seed=5)) for _ in range(2))

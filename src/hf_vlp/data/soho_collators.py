@@ -51,7 +51,17 @@ class SOHOPretrainingCollator(Collator):
             raise ValueError(
                 f"mismatch_probability is {self.mismatch_probability}; give a number from 0 to 1"
             )
+        if self.balanced and self.mismatch_probability and not self.num_replaced:
+            raise ValueError(
+                f"mismatch_probability is {self.mismatch_probability} of {self.captions_per_image} captions, "
+                "which is rounded to none; give a larger share, more captions, or balanced=False"
+            )
         self.masking = self.masking or TokenMasking(self.processor.tokenizer)
+
+    @property
+    def num_replaced(self) -> int:
+        """Texts of an image that are replaced with `balanced`."""
+        return round(self.mismatch_probability * self.captions_per_image)
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Tensor]:
         rng = self.batch_rng(rows)
@@ -94,7 +104,7 @@ class SOHOPretrainingCollator(Collator):
         count = self.captions_per_image
         if not self.balanced:
             return [rng.random() < self.mismatch_probability for _ in range(count)]
-        chosen = rng.sample(range(count), round(self.mismatch_probability * count))
+        chosen = rng.sample(range(count), self.num_replaced)
         return [number in chosen for number in range(count)]
 
 

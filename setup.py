@@ -12,7 +12,7 @@ DOCS = ["sphinx", "furo", "myst-parser"]
 setup(
     name="hf-vlp",
     version="0.1.0",
-    description="Vision-language pre-training models in the Hugging Face ecosystem: LXMERT, ALBEF and X-VLM.",
+    description="Vision-language pre-training as Hugging Face models: LXMERT, SOHO, ALBEF and X-VLM.",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",

@@ -104,8 +104,8 @@ draw_entry_patches(found).save(output_dir / "dictionary_patches.png")
 draw_entry_map(images[0], found.maps[0]).save(output_dir / "dictionary_map.png")
 draw_usage(model, found.counts).save(output_dir / "dictionary_usage.png")
 used = (found.counts > 0).float().mean()
-alive = (model.model.visual_dictionary.ema_count > model.config.vd_eps).float().mean()
-print(f"entries alive: {alive:.3f}, seen in {len(images)} images: {used:.3f}")
+ever = (model.model.visual_dictionary.usage > 0).float().mean()
+print(f"entries used in training: {ever:.3f}, seen in {len(images)} images: {used:.3f}")
 
 # 7. The score of the matching head, before any fine-tuning
 if not has_own_rows:

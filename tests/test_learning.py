@@ -202,8 +202,8 @@ def pretrained_soho(tmp_path_factory) -> tuple[Path, list[float]]:
 @pytest.mark.slow
 def test_soho_pretraining(pretrained_soho):
     """More than half of the dictionary's entries have been near to something, and its figure is drawn."""
-    folder, (alive, _, foils, coin) = pretrained_soho
-    assert alive > 0.5 and foils >= 0.85 and coin == 0.5
+    folder, (used, _, foils, coin) = pretrained_soho
+    assert used > 0.5 and foils >= 0.85 and coin == 0.5
     assert len(list(folder.glob("dictionary_*.png"))) == 3
 
 

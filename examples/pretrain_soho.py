@@ -98,14 +98,17 @@ if options.push_to_hub:
     processor.push_to_hub(options.push_to_hub)
 
 # 6. What the dictionary has learned, in pictures
-images = [row["image"] for row in train.select(range(min(64, len(train))))]
+if has_own_rows:
+    shown = train.select(range(min(256, len(train))))
+else:
+    shown = shapes_dataset("captions", "test", 256, image_size=IMAGE_SIZE, seed=training.seed)
+images = [row["image"] for row in shown]
 found = collect_entries(model, processor, images)
 draw_entry_patches(found).save(output_dir / "dictionary_patches.png")
 draw_entry_map(images[0], found.maps[0]).save(output_dir / "dictionary_map.png")
 draw_usage(model, found.counts).save(output_dir / "dictionary_usage.png")
 used = (found.counts > 0).float().mean()
-ever = (model.model.visual_dictionary.usage > 0).float().mean()
-print(f"entries used in training: {ever:.3f}, seen in {len(images)} images: {used:.3f}")
+print(f"entries in use, in {len(images)} images: {used:.3f}")
 
 # 7. The score of the matching head, before any fine-tuning
 if not has_own_rows:

@@ -21,8 +21,7 @@ SIZES = {
     "classifier_dropout": 0.0,
     "max_position_embeddings": 64,
     "vd_size": 64,
-    "vd_decay": 0.99,
-    "mvm_prob": 0.15,
+    "mvm_prob": 0.05,
     "frozen_stages": -1,  # the trunk is new
 }
 

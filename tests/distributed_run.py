@@ -9,11 +9,17 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 from tiny import (
+    canvas_answer_batch,
+    canvas_entailment_batch,
+    canvas_grounding_batch,
+    canvas_pair_batch,
+    canvas_retrieval_batch,
     lxmert_pretraining_batch,
     pretraining_batch,
     region_batch,
     retrieval_batch,
     soft_answer_batch,
+    soho_pretraining_batch,
     tiny_albef_config,
     tiny_config,
     tiny_lxmert_config,
@@ -35,6 +41,12 @@ from hf_vlp import (
     LXMERTForRetrieval,
     LXMERTForVisualEntailment,
     LXMERTForVisualReasoning,
+    SOHOForGrounding,
+    SOHOForPreTraining,
+    SOHOForQuestionAnswering,
+    SOHOForRetrieval,
+    SOHOForVisualEntailment,
+    SOHOForVisualReasoning,
     XVLMForPreTraining,
     XVLMForRetrieval,
 )
@@ -44,6 +56,7 @@ from hf_vlp.training import VLPTrainer
 
 Batch = dict[str, torch.Tensor]
 ITC_ONLY = {"itm_weight": 0.0, "mlm_weight": 0.0, "bbox_weight": 0.0, "giou_weight": 0.0}
+MAKE_CONFIG = {"lxmert": tiny_lxmert_config, "soho": tiny_soho_config}  # of others X-VLM's
 PARTNERS = torch.tensor([1, 0, 3, 2])  # hard negatives come from the same process
 
 
@@ -58,6 +71,12 @@ def joint_batches() -> dict[str, tuple[type[PreTrainedModel], Batch, dict]]:
         sentences["visual_attention_mask"]
     )  # of equal weight
     return {
+        "soho_pretraining": (SOHOForPreTraining, soho_pretraining_batch(), {}),
+        "soho_answering": (SOHOForQuestionAnswering, canvas_answer_batch(), {}),
+        "soho_reasoning": (SOHOForVisualReasoning, canvas_pair_batch(), {}),
+        "soho_entailment": (SOHOForVisualEntailment, canvas_entailment_batch(), {}),
+        "soho_retrieval": (SOHOForRetrieval, canvas_retrieval_batch() | negatives, {}),
+        "soho_grounding": (SOHOForGrounding, canvas_grounding_batch(), {}),
         "lxmert_pretraining": (LXMERTForPreTraining, sentences, {}),
         "lxmert_answering": (LXMERTForQuestionAnswering, soft_answer_batch(), {}),
         "lxmert_reasoning": (LXMERTForVisualReasoning, visual_pair_batch(), {}),
@@ -86,7 +105,7 @@ def half(batch: Batch, rank: int) -> Batch:
 def build(name: str) -> tuple[PreTrainedModel, Batch]:
     model_class, batch, fields = joint_batches()[name]
     set_seed(0)
-    make_config = tiny_lxmert_config if name.startswith("lxmert") else tiny_config
+    make_config = MAKE_CONFIG.get(name.split("_")[0], tiny_config)
     return model_class(make_config(**fields)).eval(), batch
 
 
@@ -97,8 +116,10 @@ def gradients(model: torch.nn.Module) -> Batch:
 def write_gradients(output_dir: Path):
     for name in joint_batches():
         model, batch = build(name)
-        # LXMERT has none, which a second forward would tell
-        wrapped = DistributedDataParallel(model, find_unused_parameters=not name.startswith("lxmert"))
+        # LXMERT and SOHO have none, which a second forward would tell
+        wrapped = DistributedDataParallel(
+            model, find_unused_parameters=not name.startswith(tuple(MAKE_CONFIG))
+        )
         wrapped(**half(batch, dist.get_rank())).loss.backward()
         wrapped(**half(batch, dist.get_rank()))
         if dist.get_rank() == 0:
@@ -175,12 +196,16 @@ def write_teacher(output_dir: Path):
 
 
 def write_dictionary(output_dir: Path):
-    """Three steps of SOHO's dictionary, each process with cells of its own."""
-    rank, dictionary = dist.get_rank(), VisualDictionary(tiny_soho_config()).train()
-    dictionary.reset()
-    for cells in dictionary_cells():
-        dictionary(cells[rank : rank + 1], copies=2)
-    save_file(dictionary.state_dict(), output_dir / f"dictionary{rank}.safetensors")
+    """Three steps of SOHO's dictionary, each process with cells of its own, and of one that revives entries
+    by random cells, which differ between the processes."""
+    rank = dist.get_rank()
+    torch.manual_seed(rank)
+    for name, fields in (("dictionary", {}), ("revived", {"vd_revive_below": 2.0, "vd_size": 24})):
+        dictionary = VisualDictionary(tiny_soho_config(**fields)).train()
+        dictionary.reset()
+        for cells in dictionary_cells():
+            dictionary(cells[rank : rank + 1], copies=2)
+        save_file(dictionary.state_dict(), output_dir / f"{name}{rank}.safetensors")
 
 
 def dictionary_cells() -> torch.Tensor:

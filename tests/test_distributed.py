@@ -136,3 +136,10 @@ def test_dictionary_is_that_of_all_processes(tmp_path):
         assert torch.equal(first[name], second[name])
         torch.testing.assert_close(first[name], value)
     assert alone.usage.sum() == 3 * 2 * 7 * 2
+
+    first, second = (load_file(tmp_path / f"revived{rank}.safetensors") for rank in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    distances = torch.cdist(first["embeddings"], dictionary_cells().flatten(0, 2)).min(dim=1)
+    revived = first["ema_count"] == 1
+    assert (distances.values[revived] < 1e-2).all()
+    assert set((distances.indices[revived] % 14 // 7).tolist()) == {0, 1}  # cells of both processes

@@ -22,7 +22,6 @@ from torch.nn import functional as F
 from transformers import BertConfig, BertForPreTraining, LxmertConfig, LxmertModel
 
 import hf_vlp
-from hf_vlp.models.answers import match_answers, simplify_answer
 from hf_vlp.models.layers_bert import project_together
 from hf_vlp.models.regions import Regions, stack_regions
 from hf_vlp.quickstart import word_tokenizer
@@ -302,58 +301,6 @@ def test_from_bert(tmp_path):
 
 
 # Answers
-
-
-@pytest.mark.parametrize(
-    ("answer", "simple"),
-    [("Two.", "2"), ("The woman", "woman"), ("A.", "a"), ("", ""), ("Grey", "gray"), ("a the cat", "cat")],
-)
-def test_simplify_answer(answer, simple):
-    assert simplify_answer(answer) == simple
-
-
-def test_load_answers():
-    table = ["yes", "no", "2", "woman", "gray", "b"]
-    model = loud(hf_vlp.LXMERTForQuestionAnswering(tiny_lxmert_config(answers=table)))
-    batch = visual_text_batch()
-    before = model(**batch).logits
-    coverage = model.load_answers(["the woman", "maybe", "Two.", "no"])
-    assert coverage == (["the woman", "Two.", "no"], ["maybe"]) and str(coverage) == (
-        "3 of 4 answers, without 'maybe'"
-    )
-    after = model(**batch).logits
-    torch.testing.assert_close(after[:, [0, 2, 3]], before[:, [3, 2, 1]])
-    assert not after[:, 1].any()
-    assert model.config.num_qa_labels == 4 and model.config.answers[1] == "maybe"
-    model.load_answers(["no", "yes"], table=["x", "y", "yes", "no"])
-    torch.testing.assert_close(model(**batch).logits, after[:, [3, 2]])
-
-
-def test_load_answers_is_kept(tmp_path):
-    model = hf_vlp.LXMERTForQuestionAnswering(tiny_lxmert_config(answers=list("abcdef")))
-    model.load_answers(["f", "g"])
-    model.save_pretrained(tmp_path)
-    loaded = hf_vlp.LXMERTForQuestionAnswering.from_pretrained(tmp_path)
-    assert loaded.config.answers == ["f", "g"]
-    assert torch.equal(loaded.answer_head.logit_fc[-1].weight, model.answer_head.logit_fc[-1].weight)
-
-
-def test_load_answers_refuses():
-    model = hf_vlp.LXMERTForQuestionAnswering(tiny_lxmert_config())
-    with pytest.raises(ValueError, match="not known"):
-        model.load_answers(["a"])
-    with pytest.raises(ValueError, match="give them as table"):
-        model.load_answers(["a"], table=["a"])
-    for answers in ([], ["a", "a"]):
-        with pytest.raises(ValueError, match="each answer once"):
-            model.load_answers(answers, table=list("abcdef"))
-    with pytest.raises(ValueError, match="one string for each class"):
-        tiny_lxmert_config(answers=["a"])
-
-
-def test_match_answers_takes_the_first_of_equal_entries():
-    places, _ = match_answers(["cat"], ["dog", "the cat", "cat"])
-    assert places == [1]
 
 
 def test_soft_labels_and_classes():

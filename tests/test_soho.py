@@ -13,6 +13,7 @@ from tiny import (
     text_batch,
     tiny_soho_config,
 )
+from transformers import BertConfig, BertModel, ResNetModel
 
 import hf_vlp
 from hf_vlp.models.modeling_soho import VisualDictionary, sine_positions
@@ -75,6 +76,31 @@ def test_entries_that_nothing_used():
             torch.testing.assert_close(dictionary.embeddings[unused], before[unused], atol=1e-3, rtol=1e-3)
 
 
+def test_the_dictionary_can_start_from_the_first_batch():
+    dictionary = new_dictionary(vd_revive_below=0.01).train()
+    cells = torch.randn(4, 10, 16)
+    dictionary(cells)
+    used = dictionary.usage > 0
+    distances = torch.cdist(dictionary.embeddings[~used], cells.flatten(0, 1)).min(dim=1)
+    assert (distances.values < 1e-3).all()  # those that nothing was near to are cells now
+    assert len(distances.indices.unique()) == (~used).sum()  # different ones
+    dictionary(cells)
+    assert (dictionary.usage > 0).all()
+
+
+def test_only_entries_that_faded_are_revived():
+    dictionary = new_dictionary(vd_revive_below=0.3, vd_start_from_entries=True, vd_decay=0.5).train()
+    start = dictionary.embeddings.clone()
+    cell = start[:1, None] + 0.01
+    dictionary(cell)  # the averages of the others: 0.5
+    torch.testing.assert_close(dictionary.embeddings[1:], start[1:], atol=1e-3, rtol=1e-3)
+    dictionary(cell)  # 0.25
+    torch.testing.assert_close(dictionary.embeddings[1:], cell[0].expand_as(start[1:]))
+    assert (dictionary.ema_count[1:] == 1).all()
+    with pytest.raises(ValueError, match="vd_revive_below is -1"):
+        tiny_soho_config(vd_revive_below=-1)
+
+
 def test_evaluation_moves_nothing_and_gradients_go_straight_through():
     dictionary = new_dictionary().eval()
     before = {name: value.clone() for name, value in dictionary.state_dict().items()}
@@ -135,6 +161,26 @@ def test_frozen_stages_stay_as_they_are(tmp_path):
         hf_vlp.SOHOModel(tiny_soho_config("timm", frozen_stages=1))
 
 
+def test_from_backbones(tmp_path):
+    trunk = ResNetModel(tiny_soho_config().backbone_config)
+    sizes = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": 40}
+    bert = BertModel(BertConfig(num_hidden_layers=3, **sizes))
+    for name, model in (("trunk", trunk), ("bert", bert)):
+        model.save_pretrained(tmp_path / name)
+    folders = (str(tmp_path / "trunk"), str(tmp_path / "bert"))
+    model = hf_vlp.SOHOForPreTraining.from_backbones(*folders, num_hidden_layers=2, vd_size=6)
+    for name, value in trunk.state_dict().items():
+        assert torch.equal(model.state_dict()[f"model.backbone.{name}"], value)
+    for name in ("embeddings.word_embeddings.weight", "encoder.layer.1.output.dense.weight"):
+        ours = name.removeprefix("encoder.").replace("embeddings.", "text_embeddings.", 1)
+        assert torch.equal(model.state_dict()[f"model.{ours}"], bert.state_dict()[name])
+    assert not any(name.startswith(("model.backbone", "model.layer")) for name in model.new_parameters)
+    assert "itm_head.weight" in model.new_parameters
+    assert not model.model.backbone.embedder.embedder.convolution.weight.requires_grad
+    with pytest.raises(ValueError, match="num_hidden_layers=4"):
+        hf_vlp.SOHOModel.from_backbones(*folders, num_hidden_layers=4)
+
+
 # Masked cells
 
 
@@ -159,6 +205,32 @@ def test_nothing_is_masked_in_evaluation_unless_asked_for():
     model.config.mvm_prob = 0.0
     output = model(**batch)
     assert (output.mvm_labels == -100).all() and output.loss_mvm == 0
+
+
+def test_every_entry_of_an_image_is_picked_equally_often():
+    model = hf_vlp.SOHOForPreTraining(tiny_soho_config(mvm_pick="entry", mvm_prob=1.0, vd_size=6))
+    entries = torch.tensor([[1, 1, 1, 1, 5, 3, -100, -100]]).expand(3000, -1)  # the last ones are padding
+    cells = model._pick_cells(entries)
+    picked = entries.gather(1, cells[:, None]).flatten().bincount(minlength=6)
+    assert picked[[0, 2, 4]].sum() == 0
+    assert (picked[[1, 3, 5]] - 1000).abs().max() < 130  # five standard deviations
+    model.config.mvm_prob = 0.25
+    assert (model._pick_cells(entries) >= 0).float().mean() == pytest.approx(0.25, abs=0.04)
+    model.config.mvm_pick, model.config.mvm_prob = "location", 1.0
+    assert len(model._pick_cells(entries).unique()) == 1
+
+
+def test_cells_beside_texts_of_other_images_are_masked_but_not_to_be_found():
+    """Otherwise a mask would tell which texts belong."""
+    config, batch = tiny_soho_config(mvm_on_mismatched=False), soho_pretraining_batch()
+    model = loud(hf_vlp.SOHOForPreTraining(config))
+    batch["mvm_cells"] = torch.ones(4, dtype=torch.long)
+    found = model(**batch)
+    assert ((found.mvm_labels != -100).any(dim=1) == batch["itm_labels"].bool()).all()
+    config.mvm_on_mismatched = True
+    everywhere = model(**batch)
+    assert (everywhere.mvm_labels != -100).any(dim=1).all()
+    torch.testing.assert_close(found.itm_logits, everywhere.itm_logits)
 
 
 def test_texts_of_an_image_share_its_tokens():

@@ -1,7 +1,7 @@
 """Short runs of pretraining that tests start, kill and resume: X-VLM's on a mixture, ALBEF's on captions,
-LXMERT's on sentences and regions.
+LXMERT's on sentences and regions, SOHO's on captions.
 
-As a script: OUTPUT_DIR kill|kill-saving xvlm|albef|lxmert.
+As a script: OUTPUT_DIR kill|kill-saving xvlm|albef|lxmert|soho.
 """
 
 import os
@@ -19,15 +19,18 @@ from tiny import (
     tiny_lxmert_config,
     tiny_lxmert_processor,
     tiny_processor,
+    tiny_soho_config,
+    tiny_soho_processor,
 )
 from tiny import region_rows as detected_regions
 from transformers import TrainerCallback, set_seed
 
-from hf_vlp import ALBEFForPreTraining, LXMERTForPreTraining, XVLMForPreTraining
+from hf_vlp import ALBEFForPreTraining, LXMERTForPreTraining, SOHOForPreTraining, XVLMForPreTraining
 from hf_vlp.data.collators import ImageTextCollator, RegionCollator
 from hf_vlp.data.lxmert_collators import LXMERTPretrainingCollator
 from hf_vlp.data.masking import TokenMasking
 from hf_vlp.data.mixing import MixedCollator, MixedDataset
+from hf_vlp.data.soho_collators import SOHOPretrainingCollator
 from hf_vlp.training import VLPTrainer, VLPTrainingArguments
 
 STEPS, SAVE_STEPS, KILLED_AT = 14, 4, 10
@@ -132,10 +135,31 @@ def saving_lxmert_pretrainer(output_dir, callbacks=None, **fields) -> VLPTrainer
     )
 
 
+def saving_soho_pretrainer(output_dir, callbacks=None, **fields) -> VLPTrainer:
+    """The dictionary revives entries, and the trunk stays as it is in the first of two epochs."""
+    set_seed(1)
+    rows = [{**row, "image_id": i} for i, row in enumerate(image_rows(26))]
+    return VLPTrainer(
+        SOHOForPreTraining(tiny_soho_config(vd_revive_below=0.5, mvm_prob=0.5, mvm_pick="entry")),
+        arguments(
+            output_dir,
+            save_strategy="steps",
+            save_steps=SAVE_STEPS,
+            sgd_adamw=True,
+            freeze_trunk_epochs=1,
+            **fields,
+        ),
+        train_dataset=rows,
+        data_collator=SOHOPretrainingCollator(processor=tiny_soho_processor(), captions_per_image=2),
+        callbacks=callbacks,
+    )
+
+
 SAVING_PRETRAINERS = {
     "xvlm": saving_pretrainer,
     "albef": saving_albef_pretrainer,
     "lxmert": saving_lxmert_pretrainer,
+    "soho": saving_soho_pretrainer,
 }
 
 

@@ -1,7 +1,7 @@
 """Which head does which task, and loading it from a folder or from the Hub."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from transformers import (
     AutoConfig,
@@ -19,7 +19,6 @@ from .models.auto import (
     AutoModelForVisualEntailment,
     AutoModelForVisualReasoning,
 )
-from .models.configuration_soho import SOHOConfig
 from .models.momentum import LearnsFromTeacher
 
 AUTO_CLASSES = {
@@ -39,7 +38,6 @@ def load_head(
     needs_weights: bool = True,
     teacher: bool = False,
     image_size: int | None = None,
-    answers: Sequence[str] | None = None,
 ) -> PreTrainedModel:
     """The head for `task` of the model in the folder or Hub repository `name`, which may hold another head
     with the weights.
@@ -49,11 +47,10 @@ def load_head(
         needs_weights: refuse a head that would start new; without it such a head may be trained.
         teacher: hold the momentum teacher, where the model learns from one.
         image_size: pixels a side, if others than the model's.
-        answers: what SOHO's head for question answering is to choose from; others have no use for them here.
 
     Raises:
-        ValueError: no such task, no model of this package, no head for the task, weights that the folder
-            lacks, or a head that chooses from other answers.
+        ValueError: no such task, no model of this package, no head for the task, or weights that the folder
+            lacks.
     """
     if task not in AUTO_CLASSES:
         raise ValueError(f"task is {task!r}; the tasks are {', '.join(AUTO_CLASSES)}")
@@ -66,13 +63,6 @@ def load_head(
             f"{name} is of type {config.model_type}, which has no head for {task}; it has {', '.join(tasks)}"
         )
     head = AUTO_CLASSES[task]._model_mapping[type(config)]
-    if answers is not None and isinstance(config, SOHOConfig):
-        if config.answers not in (None, list(answers)):
-            raise ValueError(
-                f"{name} chooses among {len(config.answers)} other answers; train it from a folder without "
-                "them, such as the pre-trained model"
-            )
-        config.answers, config.num_answers = list(answers), len(answers)
     if issubclass(head, LearnsFromTeacher):
         config.momentum_teacher = teacher
     saved_as = (config.architectures or ["a model without a head"])[0]

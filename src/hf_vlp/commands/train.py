@@ -88,8 +88,8 @@ def run(
         regions: rows of regions, mixed into X-VLM's pre-training.
         features: folder of LXMERT's regions, for rows that have none.
         extractor: what finds LXMERT's regions in images, in place of the model's own.
-        answers: file of the answers that LXMERT or SOHO is to choose from in question answering; what
-            LXMERT's head knows of them is kept, SOHO's starts new.
+        answers: file of the answers that LXMERT or SOHO is to choose from in question answering; what the
+            head knows of them is kept.
         split: which of several.
         recipe: a paper's schedule, one of `training.RECIPES`.
         image_size: pixels a side, if others than the model's.
@@ -104,13 +104,12 @@ def run(
     """
     arguments = training_arguments(out, recipe, fields or {})
     set_seed(arguments.seed)
-    listed = read_answers(answers) if task == "vqa" and answers is not None else None
-    model = load_head(task, name, needs_weights=False, teacher=teacher, image_size=image_size, answers=listed)
+    model = load_head(task, name, needs_weights=False, teacher=teacher, image_size=image_size)
     processor = load_processor(name, extractor)
     if image_size is not None:
         processor.image_processor.size = {"height": image_size, "width": image_size}
     if task == "vqa" and answer_classes(model) is not None:
-        _choose_among(model, listed)
+        _choose_among(model, answers and read_answers(answers))
     elif answers is not None:
         raise ValueError(
             f"answers is {answers}, but {type(model).__name__} has no use for them; leave it out"
@@ -156,10 +155,10 @@ def _refuse(message: str):
 
 
 def _choose_among(model: PreTrainedModel, answers: Sequence[str] | None):
-    """Give LXMERT's head the answers, and say how many of them it knows; SOHO's is made with them."""
+    """Give a head that chooses among answers those, and say how many of them it knows."""
     known, classes = model.config.answers, answer_classes(model)
-    if answers is not None and isinstance(model, LXMERTPreTrainedModel):
-        coverage = model.load_answers(answers, known or [""] * classes)
+    if answers is not None:
+        coverage = model.load_answers(answers, known or [f"<{i}>" for i in range(classes)])
         print(f"the model knows {coverage}")
     elif known is None:
         raise ValueError(

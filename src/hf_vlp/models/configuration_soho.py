@@ -10,6 +10,7 @@ from .base import CarriesCode
 
 _FUSIONS = ("gate", "add", "vd_only", "none")
 _MASK_MODES = ("square_legacy", "exact")
+_PICKS = ("location", "entry")
 
 
 @strict
@@ -35,7 +36,12 @@ class SOHOConfig(CarriesCode, PreTrainedConfig):
     - `vd_update_on_padding`: whether padding moves entries, as in the official code;
     - `vd_start_from_entries`: start from the random entries themselves rather than from empty averages, with
       which every entry that the first step does not use is lost;
-    - `mvm_prob`: share of texts whose image is masked, by all cells of one entry.
+    - `vd_revive_below`: an unused entry whose moving average of cells a step falls below this becomes a cell
+      of the batch; 0 for never. With empty averages the dictionary thus starts from the first batch;
+    - `mvm_prob`: share of texts whose image is masked, by all cells of one entry;
+    - `mvm_pick`: "location", the entry at one place of all images, as in the official code, or "entry", one
+      of those that the image has, all equally often;
+    - `mvm_on_mismatched`: whether masked cells are to be found beside texts of other images too.
 
     The fusion transformer has BERT's fields; `num_labels` classes of entailment by `id2label`; `answers` as
     strings and `num_answers` of question answering, `classifier_dropout` in its head.
@@ -70,7 +76,10 @@ class SOHOConfig(CarriesCode, PreTrainedConfig):
     vd_eps: float | int = 1e-5
     vd_update_on_padding: bool = True
     vd_start_from_entries: bool = False
+    vd_revive_below: float | int = 0.0
     mvm_prob: float | int = 0.015
+    mvm_pick: str = "location"
+    mvm_on_mismatched: bool = True
     mlm_weight: float | int = 1.0
     mvm_weight: float | int = 1.0
     itm_weight: float | int = 1.0
@@ -102,12 +111,17 @@ class SOHOConfig(CarriesCode, PreTrainedConfig):
             self.id2label = {0: "contradiction", 1: "neutral", 2: "entailment"}
         super().__post_init__(**kwargs)
         self.label2id = {name: label for label, name in self.id2label.items()}
-        for name, choices in (("visual_fusion", _FUSIONS), ("padding_mask_mode", _MASK_MODES)):
+        chosen = {"visual_fusion": _FUSIONS, "padding_mask_mode": _MASK_MODES, "mvm_pick": _PICKS}
+        for name, choices in chosen.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}={getattr(self, name)!r}; choose one of {', '.join(choices)}")
         if not 0 <= self.mvm_prob <= 1 or not 0 <= self.vd_decay < 1:
             raise ValueError(
                 f"mvm_prob={self.mvm_prob} and vd_decay={self.vd_decay}; give shares from 0 to 1"
+            )
+        if self.vd_revive_below < 0:
+            raise ValueError(
+                f"vd_revive_below is {self.vd_revive_below}; give a number of cells, 0 for never"
             )
         if self.answers is not None and len(self.answers) != self.num_answers:
             raise ValueError(
@@ -129,5 +143,7 @@ class SOHOConfig(CarriesCode, PreTrainedConfig):
             "padding_mask_mode": "exact",
             "vd_update_on_padding": False,
             "vd_start_from_entries": True,
+            "mvm_pick": "entry",
+            "mvm_on_mismatched": False,
         }
         return cls(**paper | fields)

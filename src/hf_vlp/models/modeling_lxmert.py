@@ -37,9 +37,7 @@ from .layers_bert import (
     project_together,
     split_heads,
 )
-from .public_weights import load_public_weights
-
-_OWN_FIELDS = {"model_type", "id2label", "label2id"}  # of a config, never another model's
+from .public_weights import load_public_weights, shared_fields
 
 
 class LXMERTEmbeddings(BertEmbeddings):
@@ -231,9 +229,7 @@ class LXMERTPreTrainedModel(VLPPreTrainedModel):
             ValueError: the BERT has fewer layers than `l_layers`.
         """
         bert = AutoModelForPreTraining.from_pretrained(text)
-        shared = set(cls.config_class.__dataclass_fields__) & set(bert.config.to_dict()) - _OWN_FIELDS
-        fields = {name: getattr(bert.config, name) for name in shared}
-        config = cls.config_class(**fields | config_fields)
+        config = cls.config_class(**shared_fields(cls.config_class, bert.config) | config_fields)
         if config.l_layers > bert.config.num_hidden_layers:
             raise ValueError(
                 f"l_layers={config.l_layers}, but {text} has {bert.config.num_hidden_layers} layers; use "

@@ -4,7 +4,6 @@ parts, entailment, retrieval and grounding.
 B: images, T: texts, R: regions of an image, L: text length, D: hidden width, A: answers.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,10 +12,11 @@ from torch import Tensor, nn
 from torchvision.ops import box_convert, box_iou
 from transformers.modeling_outputs import BaseModelOutput, SequenceClassifierOutput
 
-from .answers import AnswerCoverage, match_answers
+from .answers import ChoosesAnswers
 from .boxes import box_losses
 from .checks import check_ids, check_pairs
 from .configuration_lxmert import LXMERTConfig
+from .matching import match_all_pairs
 from .modeling_lxmert import (
     ClassificationHead,
     LXMERTModel,
@@ -26,7 +26,7 @@ from .modeling_lxmert import (
 )
 from .negatives import hard_negatives
 from .objectives import classification_loss, matching_loss
-from .outputs import RankedAnswers, VLPForGroundingOutput, VLPForRetrievalOutput
+from .outputs import VLPForGroundingOutput, VLPForRetrievalOutput
 
 PAIRS_PER_CALL = 256  # that `score_pairs` reads at a time
 
@@ -45,10 +45,11 @@ class LXMERTHead(LXMERTPreTrainedModel):
         return self.lxmert.get_image_features(visual_feats, visual_pos, visual_attention_mask)
 
 
-class LXMERTForQuestionAnswering(LXMERTHead):
+class LXMERTForQuestionAnswering(ChoosesAnswers, LXMERTHead):
     """LXMERT that chooses among the answers of `config.answers`. LXMERT section 4."""
 
     auto_class = "AutoModelForVisualQuestionAnswering"
+    num_answers_field = "num_qa_labels"
 
     def __init__(self, config: LXMERTConfig):
         super().__init__(config)
@@ -56,40 +57,9 @@ class LXMERTForQuestionAnswering(LXMERTHead):
         self.answer_head = ClassificationHead(config, config.hidden_size, config.num_qa_labels)
         self.post_init()
 
-    @torch.no_grad()
-    def load_answers(self, answers: Sequence[str], table: Sequence[str] | None = None) -> AnswerCoverage:
-        """Choose among `answers` from now on, which start as what the head knows of them.
-
-        The class of an answer is taken over by its string, as `simplify_answer` makes it; that of an answer
-        the head does not know starts at zero. Thus a pre-trained model is fine-tuned to a data set's answers.
-
-        Args:
-            answers: the new classes, each once.
-            table: the strings of the present classes, where `config.answers` does not hold them.
-
-        Returns:
-            Which of the answers were known.
-
-        Raises:
-            ValueError: the strings of the present classes are not known, or not as many as classes; an empty
-                list, or an answer given twice.
-        """
-        table = self.config.answers if table is None else table
-        old: nn.Linear = self.answer_head.logit_fc[-1]
-        if table is None or len(table) != old.out_features:
-            got = "not known" if table is None else f"{len(table)}"
-            raise ValueError(
-                f"the answers of the head's {old.out_features} classes are {got}; give them as table"
-            )
-        places, coverage = match_answers(answers, table)
-        new = nn.Linear(old.in_features, len(answers), device=old.weight.device, dtype=old.weight.dtype)
-        known = torch.tensor([place is not None for place in places], device=old.weight.device)
-        rows = torch.tensor([place or 0 for place in places], device=old.weight.device)
-        new.weight.copy_(old.weight[rows] * known[:, None])
-        new.bias.copy_(old.bias[rows] * known)
-        self.answer_head.logit_fc[-1] = new
-        self.config.answers, self.config.num_qa_labels = list(answers), len(answers)
-        return coverage
+    @property
+    def answer_classes(self) -> nn.Linear:
+        return self.answer_head.logit_fc[-1]
 
     def forward(
         self,
@@ -123,21 +93,6 @@ class LXMERTForQuestionAnswering(LXMERTHead):
             loss = classification_loss(logits, labels)
         output = SequenceClassifierOutput(loss=loss, logits=logits)
         return output if return_dict else output.to_tuple()
-
-    @torch.no_grad()
-    def rank_answers(self, top_k: int = 5, **inputs) -> RankedAnswers:
-        """The `top_k` best answers to each question, best first; `inputs` are those of `forward`.
-
-        `indices` point into `config.answers`; each probability is that answer's own, as they are learnt.
-
-        Raises:
-            ValueError: `top_k` below 1.
-        """
-        if top_k < 1:
-            raise ValueError(f"top_k is {top_k}; use a number of answers of at least 1")
-        logits = self(**inputs).logits.float()
-        best = logits.sigmoid().topk(min(top_k, logits.shape[1]), dim=1)
-        return RankedAnswers(indices=best.indices, probabilities=best.values)
 
 
 class LXMERTForVisualEntailment(LXMERTHead):
@@ -266,18 +221,11 @@ class LXMERTForRetrieval(LXMERTHead):
         Raises:
             ValueError: `pairs_per_call` below 1.
         """
-        if pairs_per_call < 1:
-            raise ValueError(f"pairs_per_call is {pairs_per_call}; use a number of at least 1")
-        images, texts = len(regions), len(words)
-        pairs = torch.arange(images * texts, device=words.device)
-        scores = []
-        for chunk in pairs.split(pairs_per_call):
-            image, text = chunk // texts, chunk % texts
-            logits = self.match(
-                words[text], attention_mask[text], regions[image], visual_attention_mask[image]
-            )
-            scores.append(logits[:, 1].float() - logits[:, 0].float())
-        return torch.cat(scores).view(images, texts)
+
+        def match(image: Tensor, text: Tensor) -> Tensor:
+            return self.match(words[text], attention_mask[text], regions[image], visual_attention_mask[image])
+
+        return match_all_pairs(match, regions, words, pairs_per_call)
 
     def forward(
         self,

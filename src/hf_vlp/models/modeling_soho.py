@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import AutoModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
@@ -22,6 +23,7 @@ from .checks import check_index
 from .configuration_soho import SOHOConfig
 from .distributed import num_processes
 from .layers_bert import BertEmbeddings, BertLayer, key_mask
+from .public_weights import load_public_weights, shared_fields
 
 
 class VisualDictionary(nn.Module):
@@ -34,7 +36,7 @@ class VisualDictionary(nn.Module):
     def __init__(self, config: SOHOConfig):
         super().__init__()
         self.decay, self.eps = config.vd_decay, config.vd_eps
-        self.starts_from_entries = config.vd_start_from_entries
+        self.starts_from_entries, self.revive_below = config.vd_start_from_entries, config.vd_revive_below
         self.register_buffer("embeddings", torch.zeros(config.vd_size, config.hidden_size))
         self.register_buffer("ema_sum", torch.zeros(config.vd_size, config.hidden_size))
         self.register_buffer("ema_count", torch.zeros(config.vd_size))
@@ -74,6 +76,21 @@ class VisualDictionary(nn.Module):
         total = self.ema_count.sum()
         smoothed = (self.ema_count + self.eps) / (total + len(counts) * self.eps) * total
         self.embeddings.copy_(self.ema_sum / smoothed[:, None])
+        if self.revive_below:
+            self.revive(cells, (counts == 0) & (self.ema_count < self.revive_below))
+
+    @torch.no_grad()
+    def revive(self, cells: Tensor, dead: Tensor):
+        """Let the `dead` (K,) among the entries become random cells (M, D), different ones while there are
+        enough, offered by all processes in turn."""
+        entries = torch.arange(len(dead), device=dead.device)
+        offered = cells[torch.randperm(len(cells), device=cells.device)[entries % len(cells)]].float()
+        if num_processes() > 1:
+            offered = offered * (entries % num_processes() == dist.get_rank())[:, None]
+            dist.all_reduce(offered)
+        self.embeddings.copy_(torch.where(dead[:, None], offered, self.embeddings))
+        self.ema_sum.copy_(torch.where(dead[:, None], offered, self.ema_sum))
+        self.ema_count.masked_fill_(dead, 1.0)
 
     def forward(self, cells: Tensor, counted: Tensor | None = None, copies: int = 1) -> tuple[Tensor, Tensor]:
         """Cells (B, N, D) to their entries (B, N, D), through which the gradient goes straight to the cells,
@@ -90,16 +107,19 @@ class VisualDictionary(nn.Module):
 
 
 class VisualProjection(nn.Module):
-    """The map of the trunk (B, C, ...) to half as many cells of the transformer's width along each side."""
+    """The map of the trunk (B, C, ...) to cells of the transformer's width, half as many along each side:
+    (B, h, w, D)."""
 
     def __init__(self, config: SOHOConfig, width: int):
         super().__init__()
         self.pool = nn.MaxPool2d(2)
         self.convolution = nn.Conv2d(width, config.hidden_size, 1, bias=False)
-        self.normalization = nn.BatchNorm2d(config.hidden_size)
+        self.normalization = nn.BatchNorm1d(config.hidden_size)
 
     def forward(self, feature_map: Tensor) -> Tensor:
-        return self.normalization(self.convolution(self.pool(feature_map)))
+        cells = self.convolution(self.pool(feature_map)).movedim(1, -1)
+        # As rows: of a single map whose gradient comes transposed, torch's BatchNorm2d gets its own wrong
+        return self.normalization(cells.flatten(0, 2)).view(cells.shape)
 
 
 class VisualGate(nn.Module):
@@ -191,6 +211,36 @@ class SOHOPreTrainedModel(VLPPreTrainedModel):
         elif isinstance(module, (nn.Conv1d, nn.Conv2d)):
             init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
+    @classmethod
+    def from_backbones(cls, vision: str, text: str, **config_fields):
+        """Start from a public CNN and the lower layers of a public BERT, as the official code does. All else
+        is new (`new_parameters`).
+
+        Args:
+            vision: name or folder of a CNN, such as a ResNet.
+            text: name or folder of a BERT.
+            config_fields: further fields of the config, such as `num_hidden_layers`, 3 without it, or those
+                of `SOHOConfig.paper()`.
+
+        Raises:
+            ValueError: the BERT has fewer layers than `num_hidden_layers`.
+        """
+        trunk, bert = AutoModel.from_pretrained(vision), AutoModel.from_pretrained(text)
+        fields = shared_fields(cls.config_class, bert.config) | config_fields
+        config = cls.config_class(**fields | {"backbone_config": trunk.config})
+        if config.num_hidden_layers > bert.config.num_hidden_layers:
+            raise ValueError(
+                f"num_hidden_layers={config.num_hidden_layers}, but {text} has "
+                f"{bert.config.num_hidden_layers} layers; use fewer"
+            )
+        model = cls(config)
+        state = {f"backbone.{name}": value for name, value in trunk.state_dict().items()}
+        for name, value in bert.state_dict().items():
+            name = name.removeprefix("encoder.")
+            state["text_" + name if name.startswith("embeddings.") else name] = value
+        model.new_parameters = load_public_weights(model, state)
+        return model.eval()
+
     def tie_weights(self, *args, **kwargs):
         """As in transformers, which calls it after loading, when every parameter is to be trained again."""
         super().tie_weights(*args, **kwargs)
@@ -260,14 +310,13 @@ class SOHOModel(SOHOPreTrainedModel):
         In training the dictionary follows their cells, each counted `copies` times.
         """
         feature_map = self.backbone(pixel_values).last_hidden_state  # (B, C, H / 32, W / 32)
-        projected = self.visual_projection(feature_map)  # (B, D, h, w)
-        rows, columns = projected.shape[-2:]
+        cells = self.visual_projection(feature_map)  # (B, h, w, D)
+        _, rows, columns, width = cells.shape
         if pixel_mask is None:
             pixel_mask = torch.ones_like(pixel_values[:, 0], dtype=torch.bool)
         mask = cell_mask(pixel_mask, rows, columns, self.config.padding_mask_mode)
-        positions = sine_positions(mask, projected.shape[1]).flatten(1, 2).to(projected.dtype)
-        cells = projected.flatten(2).mT  # (B, N, D)
-        states, entries = self._look_up(cells, mask.flatten(1), copies)
+        positions = sine_positions(mask, width).flatten(1, 2).to(cells.dtype)
+        states, entries = self._look_up(cells.flatten(1, 2), mask.flatten(1), copies)
         return VisualTokens(states, positions, mask, entries)
 
     def _look_up(self, cells: Tensor, mask: Tensor, copies: int) -> tuple[Tensor, Tensor | None]:

@@ -90,6 +90,8 @@ class SOHOForPreTraining(SOHOPreTrainedModel):
         images = self.model.get_image_features(pixel_values, pixel_mask, len(input_ids) // len(pixel_values))
         images = images.select(index)
         mvm_labels = self.mask_cells(images, mvm_cells)
+        if mvm_labels is not None and itm_labels is not None and not self.config.mvm_on_mismatched:
+            mvm_labels = mvm_labels.masked_fill(itm_labels[:, None] == 0, -100)
         states = self.model.fuse(input_ids, attention_mask, images)
         output = SOHOForPreTrainingOutput(
             itm_logits=self.itm_head(states.last_hidden_state[:, 0]), mvm_labels=mvm_labels
@@ -114,17 +116,24 @@ class SOHOForPreTraining(SOHOPreTrainedModel):
         """
         if images.entries is None or (cells is None and not self.training):
             return None
-        rows, number = images.entries.shape
-        if cells is None:  # one place for all images, as in the official code
-            place = torch.randint(number, (1,), device=images.entries.device)
-            chosen = torch.rand(rows, device=images.entries.device) < self.config.mvm_prob
-            cells = torch.where(chosen, place, -1)
         entries = images.entries.masked_fill(~images.mask.flatten(1), -100)
+        cells = self._pick_cells(entries) if cells is None else cells
         picked = entries.gather(1, cells.clamp(min=0)[:, None])  # (R, 1)
         masked = (entries == picked) & (picked != -100) & (cells >= 0)[:, None]
         embedding = self.visual_mask_embedding.to(images.states.dtype)
         images.states = torch.where(masked[..., None], embedding, images.states)
         return entries.masked_fill(~masked, -100)
+
+    def _pick_cells(self, entries: Tensor) -> Tensor:
+        """A cell (R,) of each row of entries (R, N), -100 on padding, by `config.mvm_pick`, -1 for none."""
+        rows, number = entries.shape
+        if self.config.mvm_pick == "location":
+            cells = torch.randint(number, (1,), device=entries.device)
+        else:  # the cell whose entry comes first in a random order of all entries
+            order = torch.rand(rows, self.config.vd_size, device=entries.device)
+            cells = order.gather(1, entries.clamp(min=0)).masked_fill(entries == -100, -1).argmax(dim=1)
+        chosen = torch.rand(rows, device=entries.device) < self.config.mvm_prob
+        return torch.where(chosen, cells, -1)
 
     def _predict_words(self, output: SOHOForPreTrainingOutput, words: Tensor, labels: Tensor | None):
         vocabulary = self.get_input_embeddings().weight  # tied, without bias

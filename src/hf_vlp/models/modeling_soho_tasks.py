@@ -10,14 +10,16 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+from .answers import ChoosesAnswers
 from .boxes import box_losses
 from .checks import check_ids, check_pairs
 from .configuration_soho import SOHOConfig
 from .gradcam import gradcam
+from .matching import match_all_pairs
 from .modeling_soho import SOHOModel, SOHOPreTrainedModel, VisualTokens, images_of_texts
 from .negatives import hard_negatives
 from .objectives import classification_loss, matching_loss
-from .outputs import RankedAnswers, VLPForGroundingOutput, VLPForRetrievalOutput
+from .outputs import VLPForGroundingOutput, VLPForRetrievalOutput
 
 PAIRS_PER_CALL = 64  # that `score_pairs` reads at a time
 
@@ -58,13 +60,14 @@ class SOHOHead(SOHOPreTrainedModel):
         return output if return_dict else output.to_tuple()
 
 
-class SOHOForQuestionAnswering(SOHOHead):
+class SOHOForQuestionAnswering(ChoosesAnswers, SOHOHead):
     """SOHO that chooses among the answers of `config.answers`.
 
     The official model has no dictionary (`visual_fusion="none"`), the paper's has.
     """
 
     auto_class = "AutoModelForVisualQuestionAnswering"
+    num_answers_field = "num_answers"
 
     def __init__(self, config: SOHOConfig):
         super().__init__(config)
@@ -72,6 +75,10 @@ class SOHOForQuestionAnswering(SOHOHead):
         width = config.hidden_size
         self.answer_head = ClassificationHead(config, width, 4 * width, config.num_answers)
         self.post_init()
+
+    @property
+    def answer_classes(self) -> nn.Linear:
+        return self.answer_head.out_proj
 
     def forward(
         self,
@@ -87,21 +94,6 @@ class SOHOForQuestionAnswering(SOHOHead):
         `labels`, soft ones (R, A) in 0..1 or classes (R,), -100 for none."""
         inputs = (pixel_values, input_ids, attention_mask, pixel_mask, image_index)
         return self.classify(self.answer_head, labels, return_dict, *inputs)
-
-    @torch.no_grad()
-    def rank_answers(self, top_k: int = 5, **inputs) -> RankedAnswers:
-        """The `top_k` best answers to each question, best first; `inputs` are those of `forward`.
-
-        `indices` point into `config.answers`; each probability is that answer's own, as they are learnt.
-
-        Raises:
-            ValueError: `top_k` below 1.
-        """
-        if top_k < 1:
-            raise ValueError(f"top_k is {top_k}; use a number of answers of at least 1")
-        best = self(**inputs).logits.float().sigmoid()
-        best = best.topk(min(top_k, best.shape[1]), dim=1)
-        return RankedAnswers(indices=best.indices, probabilities=best.values)
 
 
 class SOHOForVisualEntailment(SOHOHead):
@@ -204,15 +196,11 @@ class SOHOForRetrieval(SOHOHead):
         Raises:
             ValueError: `pairs_per_call` below 1.
         """
-        if pairs_per_call < 1:
-            raise ValueError(f"pairs_per_call is {pairs_per_call}; use a number of at least 1")
-        number, texts = len(images.states), len(input_ids)
-        scores = []
-        for chunk in torch.arange(number * texts, device=input_ids.device).split(pairs_per_call):
-            image, text = chunk // texts, chunk % texts
-            logits = self.match(input_ids[text], attention_mask[text], images.select(image))
-            scores.append(logits[:, 1].float() - logits[:, 0].float())
-        return torch.cat(scores).view(number, texts)
+
+        def match(image: Tensor, text: Tensor) -> Tensor:
+            return self.match(input_ids[text], attention_mask[text], images.select(image))
+
+        return match_all_pairs(match, images.states, input_ids, pairs_per_call)
 
     def heatmaps(
         self,

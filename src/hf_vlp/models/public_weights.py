@@ -1,10 +1,21 @@
-"""Public BERT weights for a text encoder, and the fusion layers above it (ALBEF, X-VLM; LXMERT the
+"""Public BERT weights for a text encoder, and the fusion layers above it (ALBEF, X-VLM; LXMERT and SOHO the
 former)."""
+
+from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from .configuration_text import VLPTextConfig
+
+# Of a config, never another model's
+_OWN_FIELDS = {"model_type", "id2label", "label2id", "num_hidden_layers", "classifier_dropout"}
+
+
+def shared_fields(config_class: type[PreTrainedConfig], bert: PreTrainedConfig) -> dict[str, Any]:
+    """The geometry of a BERT, as far as `config_class` has fields for it, but for the number of layers."""
+    names = set(config_class.__dataclass_fields__) & set(bert.to_dict()) - _OWN_FIELDS
+    return {name: getattr(bert, name) for name in names}
 
 
 def split_bert_config(bert: PreTrainedConfig, num_fusion_layers: int) -> VLPTextConfig:
@@ -20,8 +31,7 @@ def split_bert_config(bert: PreTrainedConfig, num_fusion_layers: int) -> VLPText
             f"num_fusion_layers={num_fusion_layers} cannot be taken evenly from the upper {upper} layers of "
             "the BERT; use a divisor of them"
         )
-    shared = set(VLPTextConfig.__annotations__) & set(bert.to_dict()) - {"model_type"}
-    fields = {name: getattr(bert, name) for name in shared}
+    fields = shared_fields(VLPTextConfig, bert)
     return VLPTextConfig(**fields, num_text_layers=num_text_layers, num_fusion_layers=num_fusion_layers)
 
 

@@ -88,7 +88,7 @@ def first_token_loss(model, batch, question: int, answer: str) -> torch.Tensor:
 
 def test_ranking_in_chunks(answering, monkeypatch):
     expected = answering.rank_answers(**questions(), **answers())
-    monkeypatch.setattr("hf_vlp.models.modeling_albef_tasks.ROWS_PER_CALL", 2)
+    monkeypatch.setattr("hf_vlp.models.image_text_answering.ROWS_PER_CALL", 2)
     ranked = answering.rank_answers(**questions(), **answers())
     assert torch.equal(ranked.indices, expected.indices)
     torch.testing.assert_close(ranked.probabilities, expected.probabilities)

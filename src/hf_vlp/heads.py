@@ -65,7 +65,8 @@ def load_head(
         raise ValueError(
             f"{name} is of type {config.model_type}, which has no head for {task}; it has {', '.join(tasks)}"
         )
-    head = AUTO_CLASSES[task]._model_mapping[type(config)]
+    saved_as = (config.architectures or ["a model without a head"])[0]
+    head = _head_of(AUTO_CLASSES[task]._model_mapping[type(config)], saved_as)
     if answers is not None and isinstance(config, SOHOConfig):
         if config.answers not in (None, list(answers)):
             raise ValueError(
@@ -75,7 +76,6 @@ def load_head(
         config.answers, config.num_answers = list(answers), len(answers)
     if issubclass(head, LearnsFromTeacher):
         config.momentum_teacher = teacher
-    saved_as = (config.architectures or ["a model without a head"])[0]
     try:
         with _without_report() if needs_weights else contextlib.nullcontext():
             model, info = head.from_pretrained(
@@ -94,6 +94,19 @@ def load_head(
             f"first: hf-vlp train {task} {name} DATA --out DIR"
         )
     return model.eval()
+
+
+def _head_of(
+    heads: type[PreTrainedModel] | tuple[type[PreTrainedModel], ...], saved_as: str
+) -> type[PreTrainedModel]:
+    """Of several heads for a task the one that the saved one is, or is a start for; otherwise the first.
+
+    X-VLM's weak grounding is its retrieval, so that a folder of either points with heat maps.
+    """
+    if not isinstance(heads, tuple):
+        return heads
+    fitting = [head for head in heads if saved_as in {one.__name__ for one in head.__mro__}]
+    return (fitting or heads)[0]
 
 
 @contextlib.contextmanager

@@ -9,8 +9,12 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 from tiny import (
+    answer_batch,
+    assignment_batch,
+    entailment_batch,
     lxmert_pretraining_batch,
     pretraining_batch,
+    reasoning_batch,
     region_batch,
     retrieval_batch,
     soft_answer_batch,
@@ -36,7 +40,11 @@ from hf_vlp import (
     LXMERTForVisualEntailment,
     LXMERTForVisualReasoning,
     XVLMForPreTraining,
+    XVLMForQuestionAnswering,
     XVLMForRetrieval,
+    XVLMForTextAssignment,
+    XVLMForVisualEntailment,
+    XVLMForVisualReasoning,
 )
 from hf_vlp.data.mixing import MixedStream
 from hf_vlp.models.modeling_soho import VisualDictionary
@@ -57,7 +65,14 @@ def joint_batches() -> dict[str, tuple[type[PreTrainedModel], Batch, dict]]:
     sentences["visual_attention_mask"] = torch.ones_like(
         sentences["visual_attention_mask"]
     )  # of equal weight
+    answers = {name: value[:4] for name, value in answer_batch().items()}
+    answers.pop("answer_question_index")  # one to each question
+    assignment = assignment_batch() | {"negative_image_index": torch.stack([PARTNERS, PARTNERS], 1)}
     return {
+        "answering": (XVLMForQuestionAnswering, answers, {}),
+        "entailment": (XVLMForVisualEntailment, entailment_batch(), {}),
+        "reasoning": (XVLMForVisualReasoning, reasoning_batch(), {}),
+        "assignment": (XVLMForTextAssignment, assignment, {}),
         "lxmert_pretraining": (LXMERTForPreTraining, sentences, {}),
         "lxmert_answering": (LXMERTForQuestionAnswering, soft_answer_batch(), {}),
         "lxmert_reasoning": (LXMERTForVisualReasoning, visual_pair_batch(), {}),

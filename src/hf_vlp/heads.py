@@ -66,7 +66,7 @@ def load_head(
             f"{name} is of type {config.model_type}, which has no head for {task}; it has {', '.join(tasks)}"
         )
     saved_as = (config.architectures or ["a model without a head"])[0]
-    head = _head_of(AUTO_CLASSES[task]._model_mapping[type(config)], saved_as)
+    head = _head_of(AUTO_CLASSES[task]._model_mapping[type(config)], saved_as, needs_weights)
     if answers is not None and isinstance(config, SOHOConfig):
         if config.answers not in (None, list(answers)):
             raise ValueError(
@@ -97,15 +97,16 @@ def load_head(
 
 
 def _head_of(
-    heads: type[PreTrainedModel] | tuple[type[PreTrainedModel], ...], saved_as: str
+    heads: type[PreTrainedModel] | tuple[type[PreTrainedModel], ...], saved_as: str, needs_weights: bool
 ) -> type[PreTrainedModel]:
-    """Of several heads for a task the one that the saved one is, or is a start for; otherwise the first.
+    """Of several heads for a task the one that was saved, or needs nothing more; otherwise the first.
 
-    X-VLM's weak grounding is its retrieval, so that a folder of either points with heat maps.
+    X-VLM's weak grounding is its retrieval: such a folder points with heat maps, but may learn boxes.
     """
     if not isinstance(heads, tuple):
         return heads
-    fitting = [head for head in heads if saved_as in {one.__name__ for one in head.__mro__}]
+    parents = {head: head.__mro__ if needs_weights else [head] for head in heads}
+    fitting = [head for head in heads if saved_as in {one.__name__ for one in parents[head]}]
     return (fitting or heads)[0]
 
 

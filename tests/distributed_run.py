@@ -9,13 +9,17 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 from tiny import (
+    answer_batch,
+    assignment_batch,
     canvas_answer_batch,
     canvas_entailment_batch,
     canvas_grounding_batch,
     canvas_pair_batch,
     canvas_retrieval_batch,
+    entailment_batch,
     lxmert_pretraining_batch,
     pretraining_batch,
+    reasoning_batch,
     region_batch,
     retrieval_batch,
     soft_answer_batch,
@@ -48,7 +52,11 @@ from hf_vlp import (
     SOHOForVisualEntailment,
     SOHOForVisualReasoning,
     XVLMForPreTraining,
+    XVLMForQuestionAnswering,
     XVLMForRetrieval,
+    XVLMForTextAssignment,
+    XVLMForVisualEntailment,
+    XVLMForVisualReasoning,
 )
 from hf_vlp.data.mixing import MixedStream
 from hf_vlp.models.modeling_soho import VisualDictionary
@@ -70,6 +78,9 @@ def joint_batches() -> dict[str, tuple[type[PreTrainedModel], Batch, dict]]:
     sentences["visual_attention_mask"] = torch.ones_like(
         sentences["visual_attention_mask"]
     )  # of equal weight
+    answers = {name: value[:4] for name, value in answer_batch().items()}
+    answers.pop("answer_question_index")  # one to each question
+    assignment = assignment_batch() | {"negative_image_index": torch.stack([PARTNERS, PARTNERS], 1)}
     return {
         "soho_pretraining": (SOHOForPreTraining, soho_pretraining_batch(), {}),
         "soho_answering": (SOHOForQuestionAnswering, canvas_answer_batch(), {}),
@@ -77,6 +88,10 @@ def joint_batches() -> dict[str, tuple[type[PreTrainedModel], Batch, dict]]:
         "soho_entailment": (SOHOForVisualEntailment, canvas_entailment_batch(), {}),
         "soho_retrieval": (SOHOForRetrieval, canvas_retrieval_batch() | negatives, {}),
         "soho_grounding": (SOHOForGrounding, canvas_grounding_batch(), {}),
+        "answering": (XVLMForQuestionAnswering, answers, {}),
+        "entailment": (XVLMForVisualEntailment, entailment_batch(), {}),
+        "reasoning": (XVLMForVisualReasoning, reasoning_batch(), {}),
+        "assignment": (XVLMForTextAssignment, assignment, {}),
         "lxmert_pretraining": (LXMERTForPreTraining, sentences, {}),
         "lxmert_answering": (LXMERTForQuestionAnswering, soft_answer_batch(), {}),
         "lxmert_reasoning": (LXMERTForVisualReasoning, visual_pair_batch(), {}),

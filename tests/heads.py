@@ -34,7 +34,10 @@ from hf_vlp import (
     SOHOForVisualReasoning,
     XVLMForGrounding,
     XVLMForPreTraining,
+    XVLMForQuestionAnswering,
     XVLMForRetrieval,
+    XVLMForVisualEntailment,
+    XVLMForVisualReasoning,
 )
 
 ALBEF = (
@@ -61,7 +64,14 @@ SOHO = (
     SOHOForVisualEntailment,
     SOHOForVisualReasoning,
 )
-XVLM = (XVLMForPreTraining, XVLMForRetrieval, XVLMForGrounding)
+XVLM = (
+    XVLMForPreTraining,
+    XVLMForRetrieval,
+    XVLMForGrounding,
+    XVLMForQuestionAnswering,
+    XVLMForVisualEntailment,
+    XVLMForVisualReasoning,
+)
 
 LXMERT_ANSWERS = ["yes", "no", "red", "blue", "1", "2"]
 LXMERT_FEATURES = 16  # width of those of `save_trunk("vit")`

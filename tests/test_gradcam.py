@@ -19,6 +19,8 @@ from hf_vlp import (
     ALBEFForVisualReasoning,
     XVLMForGrounding,
     XVLMForRetrieval,
+    XVLMForVisualReasoning,
+    XVLMForWeakGrounding,
 )
 from hf_vlp.visualization import (
     WordHeatmaps,
@@ -32,18 +34,19 @@ from hf_vlp.visualization.gradcam import LABEL, MARGIN, PANEL, _merge_pieces
 
 IMAGES = [picture(0), picture(1)]
 TEXTS = ["a red circle", "the blue square left of the green triangle"]
+PAIRS = (ALBEFForVisualReasoning, XVLMForVisualReasoning)
 WORDS = [["[CLS]", *text.split()] for text in TEXTS]
 
 
 def images_for(head) -> list:
-    return [IMAGES, IMAGES[::-1]] if head is ALBEFForVisualReasoning else IMAGES
+    return [IMAGES, IMAGES[::-1]] if head in PAIRS else IMAGES
 
 
 @pytest.mark.parametrize("head", [*ALBEF, *XVLM])
 def test_every_head_has_maps_of_every_word(head):
     model, processor = make_head(head)
     found = word_heatmaps(model.train(), processor, images_for(head), TEXTS)
-    per_text = 2 if head is ALBEFForVisualReasoning else 1
+    per_text = 2 if head in PAIRS else 1
     assert [one.words for one in found] == [words for words in WORDS for _ in range(per_text)]
     for one in found:
         assert one.maps.shape == (len(one.words), 2, 2) and one.sentence.shape == (2, 2)
@@ -51,7 +54,7 @@ def test_every_head_has_maps_of_every_word(head):
     assert model.training and all(p.requires_grad and p.grad is None for p in model.parameters())
 
 
-@pytest.mark.parametrize("head", [ALBEFForGrounding, ALBEFForVisualReasoning, XVLMForGrounding])
+@pytest.mark.parametrize("head", [ALBEFForGrounding, *PAIRS, XVLMForGrounding, XVLMForWeakGrounding])
 def test_padding_and_batches_make_no_difference(head):
     model, processor = make_head(head)
     arguments = (model, processor, images_for(head), TEXTS)
@@ -60,8 +63,9 @@ def test_padding_and_batches_make_no_difference(head):
         assert one.score == pytest.approx(other.score, abs=1e-5)
 
 
-def test_maps_are_those_that_albef_points_with():
-    model, processor = make_head(ALBEFForGrounding)
+@pytest.mark.parametrize("head", [ALBEFForGrounding, XVLMForWeakGrounding])
+def test_maps_are_those_that_the_head_points_with(head):
+    model, processor = make_head(head)
     batch = dict(processor(images=IMAGES[:1], text=TEXTS[:1]))
     expected, logits = model.word_heatmaps(**batch)
     with torch.inference_mode():

@@ -78,6 +78,11 @@ CASES = {
     "xvlm-pretraining-regions": (hf_vlp.XVLMForPreTraining, AutoModelForPreTraining, region_batch),
     "xvlm-retrieval": (hf_vlp.XVLMForRetrieval, AutoModelForRetrieval, retrieval_batch),
     "xvlm-grounding": (hf_vlp.XVLMForGrounding, AutoModelForGrounding, grounding_batch),
+    "xvlm-weak-grounding": (hf_vlp.XVLMForWeakGrounding, AutoModelForGrounding, retrieval_batch),
+    "xvlm-answering": (hf_vlp.XVLMForQuestionAnswering, AutoModelForVisualQuestionAnswering, answer_batch),
+    "xvlm-entailment": (hf_vlp.XVLMForVisualEntailment, AutoModelForVisualEntailment, entailment_batch),
+    "xvlm-reasoning": (hf_vlp.XVLMForVisualReasoning, AutoModelForVisualReasoning, reasoning_batch),
+    "xvlm-assignment": (hf_vlp.XVLMForTextAssignment, AutoModelForTextAssignment, assignment_batch),
     "albef": (hf_vlp.ALBEFModel, AutoModel, _model_batch),
     "albef-pretraining": (hf_vlp.ALBEFForPreTraining, AutoModelForPreTraining, _image_pretraining),
     "albef-retrieval": (hf_vlp.ALBEFForRetrieval, AutoModelForRetrieval, retrieval_batch),
@@ -124,10 +129,13 @@ CASES = {
 HEADS = [name for name in CASES if "-" in name]
 UNREACHED = {  # boxes are learnt from regions only; text assignment carries what ITC compares
     "xvlm-pretraining-images": r"bbox_head\.",
+    "xvlm-assignment": r"model\.image_projection",
     "albef-assignment": r"model\.(image_projection|text_projection|temperature)",
 }
 FLOORS = {  # of the loss, where captions of one image share their target, or answers to one question theirs
     "xvlm-retrieval": 2 / 4 * math.log(2),
+    "xvlm-weak-grounding": 2 / 4 * math.log(2),
+    "xvlm-answering": (0.7 * -math.log(0.7) + 0.3 * -math.log(0.3)) / 4,
     "soho-pretraining": 0.1 * math.log(1 + 5 * math.exp(-1)),  # cosines are bounded
     "albef-pretraining": 1 / 8 * math.log(2),  # the queue holds the last pair once more
     "albef-retrieval": math.log(2),  # these two know by their ids which
@@ -220,6 +228,8 @@ def test_every_tensor_is_in_the_meta_built_model(name, tmp_path):
         for n, p in head.named_parameters()
         if re.search(r"(_head|^cls)\.|mask_embedding", n) and p.requires_grad
     }
+    if name == "xvlm-answering":  # images are wider than texts
+        new |= {n for n, _ in head.named_parameters() if n.startswith("decoder.key_values.")}
     assert head.new_parameters == new - {"decoder.lm_head.decoder.weight"}
 
 

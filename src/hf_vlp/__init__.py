@@ -45,6 +45,13 @@ from .models.modeling_soho_tasks import (
     SOHOForVisualReasoning,
 )
 from .models.modeling_xvlm import XVLMForGrounding, XVLMForPreTraining, XVLMForRetrieval, XVLMModel
+from .models.modeling_xvlm_tasks import (
+    XVLMForQuestionAnswering,
+    XVLMForTextAssignment,
+    XVLMForVisualEntailment,
+    XVLMForVisualReasoning,
+    XVLMForWeakGrounding,
+)
 from .models.processing_albef import ALBEFProcessor
 from .models.processing_lxmert import LXMERTProcessor
 from .models.processing_soho import SOHOProcessor
@@ -116,7 +123,12 @@ __all__ = [
     "XVLMConfig",
     "XVLMForGrounding",
     "XVLMForPreTraining",
+    "XVLMForQuestionAnswering",
     "XVLMForRetrieval",
+    "XVLMForTextAssignment",
+    "XVLMForVisualEntailment",
+    "XVLMForVisualReasoning",
+    "XVLMForWeakGrounding",
     "XVLMImageProcessor",
     "XVLMModel",
     "XVLMProcessor",

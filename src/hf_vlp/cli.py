@@ -394,7 +394,11 @@ def xvlm(
     ] = None,
     tokenizer: Tokenizer = "bert-base-uncased",
 ) -> None:
-    """Convert an official X-VLM pre-training, retrieval or grounding checkpoint, and report every key."""
+    """Convert an official X-VLM checkpoint, pre-trained or fine-tuned, and report every key.
+
+    Its kind is read from the keys: pre-training, retrieval, grounding, visual question answering, NLVR2, or
+    NLVR2's text assignment.
+    """
     from .conversion.xvlm import convert_checkpoint
 
     report = convert_checkpoint(

@@ -62,10 +62,10 @@ def load_head(
         raise ValueError(
             f"{name} is of type {config.model_type}, which has no head for {task}; it has {', '.join(tasks)}"
         )
-    head = AUTO_CLASSES[task]._model_mapping[type(config)]
+    saved_as = (config.architectures or ["a model without a head"])[0]
+    head = _head_of(AUTO_CLASSES[task]._model_mapping[type(config)], saved_as, needs_weights)
     if issubclass(head, LearnsFromTeacher):
         config.momentum_teacher = teacher
-    saved_as = (config.architectures or ["a model without a head"])[0]
     try:
         with _without_report() if needs_weights else contextlib.nullcontext():
             model, info = head.from_pretrained(
@@ -84,6 +84,20 @@ def load_head(
             f"first: hf-vlp train {task} {name} DATA --out DIR"
         )
     return model.eval()
+
+
+def _head_of(
+    heads: type[PreTrainedModel] | tuple[type[PreTrainedModel], ...], saved_as: str, needs_weights: bool
+) -> type[PreTrainedModel]:
+    """Of several heads for a task the one that was saved, or needs nothing more; otherwise the first.
+
+    X-VLM's weak grounding is its retrieval: such a folder points with heat maps, but may learn boxes.
+    """
+    if not isinstance(heads, tuple):
+        return heads
+    parents = {head: head.__mro__ if needs_weights else [head] for head in heads}
+    fitting = [head for head in heads if saved_as in {one.__name__ for one in parents[head]}]
+    return (fitting or heads)[0]
 
 
 @contextlib.contextmanager

@@ -20,12 +20,9 @@ from .evaluation.inference import batched, evaluating, to_model, visual_inputs
 from .evaluation.pairs import read_images, read_texts, scores_pairs
 from .evaluation.question_answering import answer_candidates, answer_classes
 from .models.image_text import MatchingHead
-from .models.modeling_albef import ALBEFForGrounding
-from .models.modeling_albef_tasks import (
-    ALBEFForQuestionAnswering,
-    ALBEFForVisualEntailment,
-    ALBEFForVisualReasoning,
-)
+from .models.image_text_answering import AnsweringHead
+from .models.image_text_heatmaps import HeatmapHead
+from .models.image_text_sentences import EntailmentHead, ReasoningHead
 from .models.modeling_lxmert_tasks import (
     LXMERTForGrounding,
     LXMERTForQuestionAnswering,
@@ -91,7 +88,7 @@ def answer_questions(
     batch_size: int = 32,
 ) -> list[Prediction]:
     """The `top_k` best of the list `answers` to each question with their probabilities, best first; without a
-    list the one answer that ALBEF writes, or the best of LXMERT's or SOHO's own `config.answers`.
+    list the one answer that ALBEF or X-VLM writes, or the best of LXMERT's or SOHO's own `config.answers`.
 
     Returns:
         Of each question `image`, `text`, and `answers`: dicts of `answer` and, from a list, `probability`,
@@ -286,15 +283,15 @@ def judge_pairs(
 PREDICTORS: dict[str, tuple[Callable[..., list[Prediction]], tuple[type, ...]]] = {
     "vqa": (
         answer_questions,
-        (ALBEFForQuestionAnswering, LXMERTForQuestionAnswering, SOHOForQuestionAnswering),
+        (AnsweringHead, LXMERTForQuestionAnswering, SOHOForQuestionAnswering),
     ),
     "retrieval": (match_texts, (MatchingHead, LXMERTForRetrieval, SOHOForRetrieval)),
-    "grounding": (locate_texts, (ALBEFForGrounding, LXMERTForGrounding, SOHOForGrounding, XVLMForGrounding)),
+    "grounding": (locate_texts, (HeatmapHead, LXMERTForGrounding, SOHOForGrounding, XVLMForGrounding)),
     "entailment": (
         judge_entailment,
-        (ALBEFForVisualEntailment, LXMERTForVisualEntailment, SOHOForVisualEntailment),
+        (EntailmentHead, LXMERTForVisualEntailment, SOHOForVisualEntailment),
     ),
-    "reasoning": (judge_pairs, (ALBEFForVisualReasoning, LXMERTForVisualReasoning, SOHOForVisualReasoning)),
+    "reasoning": (judge_pairs, (ReasoningHead, LXMERTForVisualReasoning, SOHOForVisualReasoning)),
 }
 
 
@@ -334,7 +331,7 @@ def _check_any(images: Sequence, texts: Sequence[str]):
 
 
 def _check_proposals(model: PreTrainedModel, images: Sequence, proposals: Sequence):
-    if not isinstance(model, ALBEFForGrounding):
+    if not isinstance(model, HeatmapHead):
         raise ValueError(f"proposals is given, but {type(model).__name__} predicts boxes; leave it out")
     if len(proposals) != len(images) or not all(len(boxes) for boxes in proposals):
         raise ValueError(

@@ -19,7 +19,7 @@ from ..evaluation import (
     retrieval_recall,
 )
 from ..evaluation.question_answering import answer_classes
-from ..models.modeling_albef import ALBEFForGrounding
+from ..models.image_text_heatmaps import HeatmapHead
 from .loading import load_trained, place_extractor
 from .predict import read_answers
 from .rows import read_model_rows, without_images
@@ -110,7 +110,7 @@ def _retrieval(model, processor, rows, **settings) -> tuple[dict, dict]:
 def _grounding(model, processor, rows, **settings) -> tuple[dict, dict, str | None]:
     """By boxes; where heads give heat maps and rows candidates, by choosing among these."""
     has_candidates = "candidates" in rows.column_names
-    chooses = has_candidates and isinstance(model, ALBEFForGrounding)
+    chooses = has_candidates and isinstance(model, HeatmapHead)
     protocol = evaluate_proposals if chooses else evaluate_grounding
     metrics = {"accuracy": protocol(model, processor, rows, **settings).accuracy}
     if not has_candidates:

@@ -14,6 +14,7 @@ from ..data.collators import (
     GroundingCollator,
     ImageTextCollator,
     RegionCollator,
+    RegionGroundingCollator,
     RetrievalCollator,
 )
 from ..data.lxmert_collators import (
@@ -30,15 +31,17 @@ from ..data.soho_collators import SOHOPretrainingCollator, SOHOQuestionCollator
 from ..data.task_collators import EntailmentCollator, PairCollator, QuestionAnsweringCollator
 from ..evaluation.question_answering import answer_classes
 from ..heads import load_head
-from ..models.modeling_albef import ALBEFForGrounding, ALBEFForPreTraining
+from ..models.image_text_heatmaps import HeatmapHead
+from ..models.modeling_albef import ALBEFForPreTraining
 from ..models.modeling_lxmert import LXMERTPreTrainedModel
 from ..models.modeling_soho import SOHOPreTrainedModel
-from ..models.modeling_xvlm import XVLMForPreTraining
+from ..models.modeling_xvlm import XVLMForGrounding, XVLMForPreTraining
 from ..training import RECIPES, VLPTrainer, VLPTrainingArguments
 from .loading import load_processor, place_extractor
 from .predict import read_answers
 from .rows import read_model_rows, read_rows
 
+REGION_COLUMNS = ("image", "phrases", "boxes")
 # task: collator, and the columns that it reads, images first
 TASKS: dict[str, tuple[Callable[..., Collator], tuple[str, ...]]] = {
     "pretrain": (ImageTextCollator, ("image", "caption")),
@@ -82,7 +85,7 @@ def run(
     fields: Mapping[str, str] | None = None,
 ) -> None:
     """Train the head for `task` on the rows `data`, from the weights in `name`, and save it with its
-    processor to `out`.
+    processor to `out`. X-VLM learns grounding from rows of texts, or of regions.
 
     Args:
         regions: rows of regions, mixed into X-VLM's pre-training.
@@ -121,7 +124,7 @@ def run(
     if regions is not None:
         if not isinstance(model, XVLMForPreTraining):
             raise ValueError(f"regions is {regions}, but {type(model).__name__} has no use for them")
-        rows = MixedDataset(rows, read_rows(regions, split, ("image", "phrases", "boxes")))
+        rows = MixedDataset(rows, read_rows(regions, split, REGION_COLUMNS))
         of_regions = RegionCollator(processor=processor, augment=augment, group_equal_texts=True)
         collator = MixedCollator(collator, of_regions)
     trainer = VLPTrainer(
@@ -178,10 +181,17 @@ def _rows_and_collator(
 ) -> tuple[datasets.Dataset, Collator]:
     """The rows of a task as the model learns from them, and the collator for them."""
     make, columns = _collator(task, model, processor, augment)
+    if isinstance(model, XVLMForGrounding) and _are_regions(data, split):  # its domain pretraining
+        make, columns = partial(RegionGroundingCollator, augment=augment), REGION_COLUMNS
     rows = read_model_rows(model, data, split, columns, features)
-    if isinstance(model, ALBEFForGrounding) and "caption" not in rows.column_names:
+    if isinstance(model, HeatmapHead) and "caption" not in rows.column_names:
         rows = rows.rename_column("text", "caption")
     return rows, make(processor=processor)
+
+
+def _are_regions(data: str, split: str) -> bool:
+    """Whether rows have phrases and boxes, several for each image."""
+    return set(REGION_COLUMNS) <= set(read_rows(data, split, ("image",)).column_names)
 
 
 def _collator(
@@ -198,6 +208,6 @@ def _collator(
     make, columns = TASKS[task]
     if isinstance(model, ALBEFForPreTraining):
         make = partial(make, masking=TokenMasking(processor.tokenizer))
-    if isinstance(model, ALBEFForGrounding):  # from texts alone, on images that keep all objects
+    if isinstance(model, HeatmapHead):  # from texts alone, on images that keep all objects
         make, columns = partial(RetrievalCollator, crop_scale=None), ("image", "image_id")
     return partial(make, augment=augment), columns

@@ -19,8 +19,8 @@ from ..models.modeling_albef_tasks import (
 )
 from ..models.processing_albef import ALBEFProcessor
 from .bert import (
-    BERT_KEY_VALUES,
-    BERT_LAYER,
+    DECODER_KEYS,
+    PAIR_KEYS,
     TEXT_KEYS,
     count_layers,
     official_name,
@@ -44,14 +44,8 @@ _KEYS: dict[str, str | list[str]] = {
     _BLOCK + r"attn\.qkv\.(weight|bias)": [_OUR_BLOCK + rf"attention.{part}_proj.\2" for part in "qkv"],
     _BLOCK + r"attn\.proj\.(weight|bias)": _OUR_BLOCK + r"attention.o_proj.\2",
     **TEXT_KEYS,
-    r"text_encoder\.encoder\.second\." + BERT_LAYER: r"model.fusion_model.second_layer.\1.\2.\3",
-    r"text_encoder\.encoder\.second\." + BERT_KEY_VALUES: r"model.fusion_model.image_key_values.\1.\2.\3",
-    r"text_decoder\.bert\.embeddings\.(.+)": r"decoder.embeddings.\1",
-    r"text_decoder\.bert\.encoder\.layer\." + BERT_LAYER: r"decoder.layer.\1.\2.\3",
-    r"text_decoder\.bert\.encoder\.layer\." + BERT_KEY_VALUES: r"decoder.key_values.\1.\2.\3",
-    r"text_decoder\.cls\.predictions\.transform\.(.+)": r"decoder.lm_head.\1",
-    r"text_decoder\.cls\.predictions\.(?:decoder\.)?bias": "decoder.lm_head.decoder.bias",
-    r"text_decoder\.cls\.predictions\.decoder\.weight": "decoder.embeddings.word_embeddings.weight",  # tied
+    **PAIR_KEYS,
+    **DECODER_KEYS,
     r"(itm|ta)_head\.(weight|bias)": r"\1_head.\2",
     r"cls_head\.0\.(weight|bias)": r"cls_head.fc1.\1",
     r"cls_head\.2\.(weight|bias)": r"cls_head.fc2.\1",
@@ -211,10 +205,6 @@ def _read_config(
     if "image_queue" in state:
         fields["queue_size"] = state["image_queue"].shape[1]
     text = read_text_config(state, num_text_heads, num_images)
-    # a decoder of answers starts from the fusion layers
-    text.num_decoder_layers = (
-        count_layers(state, "text_decoder.bert.encoder.layer.") or text.num_fusion_layers
-    )
     return ALBEFConfig(vision_config=_read_vision(state, num_vision_heads), text_config=text, **fields)
 
 

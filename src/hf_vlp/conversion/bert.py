@@ -30,6 +30,21 @@ TEXT_KEYS = {
     r"temp": "model.temperature",
 }
 
+# Of a decoder of answers
+DECODER_KEYS = {
+    r"text_decoder\.bert\.embeddings\.(.+)": r"decoder.embeddings.\1",
+    r"text_decoder\.bert\.encoder\.layer\." + BERT_LAYER: r"decoder.layer.\1.\2.\3",
+    r"text_decoder\.bert\.encoder\.layer\." + BERT_KEY_VALUES: r"decoder.key_values.\1.\2.\3",
+    r"text_decoder\.cls\.predictions\.transform\.(.+)": r"decoder.lm_head.\1",
+    r"text_decoder\.cls\.predictions\.(?:decoder\.)?bias": "decoder.lm_head.decoder.bias",
+    r"text_decoder\.cls\.predictions\.decoder\.weight": "decoder.embeddings.word_embeddings.weight",  # tied
+}
+# Of the layers for the second of two images
+PAIR_KEYS = {
+    r"text_encoder\.encoder\.second\." + BERT_LAYER: r"model.fusion_model.second_layer.\1.\2.\3",
+    r"text_encoder\.encoder\.second\." + BERT_KEY_VALUES: r"model.fusion_model.image_key_values.\1.\2.\3",
+}
+
 
 def strip_bert(key: str) -> str:
     """Only the classes with a language-modelling head have `bert.` in the keys of their text encoder."""
@@ -78,11 +93,14 @@ def read_text_config(
             "another model"
         )
     num_text_layers = reads_image.index(True)
+    num_fusion_layers = (layers - num_text_layers) // num_images
     return VLPTextConfig(
         vocab_size=vocab_size,
         hidden_size=hidden_size,
         num_text_layers=num_text_layers,
-        num_fusion_layers=(layers - num_text_layers) // num_images,
+        num_fusion_layers=num_fusion_layers,
+        # a decoder of answers starts from the fusion layers
+        num_decoder_layers=count_layers(state, "text_decoder.bert.encoder.layer.") or num_fusion_layers,
         num_attention_heads=num_attention_heads or max(hidden_size // 64, 1),
         intermediate_size=len(state["text_encoder.encoder.layer.0.intermediate.dense.weight"]),
         max_position_embeddings=len(state["text_encoder.embeddings.position_embeddings.weight"]),

@@ -1,4 +1,5 @@
-"""Official X-VLM checkpoints with a Swin trunk: files of pretraining, retrieval and grounding."""
+"""Official X-VLM checkpoints with a Swin trunk: files of pretraining, of NLVR2's text
+assignment, and of every task but captioning."""
 
 import math
 import re
@@ -11,8 +12,13 @@ from transformers import PreTrainedTokenizerBase, SwinConfig
 
 from ..models.configuration_xvlm import XVLMConfig
 from ..models.modeling_xvlm import XVLMForGrounding, XVLMForPreTraining, XVLMForRetrieval, XVLMHead
+from ..models.modeling_xvlm_tasks import (
+    XVLMForQuestionAnswering,
+    XVLMForTextAssignment,
+    XVLMForVisualReasoning,
+)
 from ..models.processing_xvlm import XVLMProcessor
-from .bert import TEXT_KEYS, official_name, read_text_config, strip_bert
+from .bert import DECODER_KEYS, PAIR_KEYS, TEXT_KEYS, official_name, read_text_config, strip_bert
 from .checkpoints import Conversion, OfficialWeights, refuse_other_kinds, write_folder
 from .keys import KeyReport, load_into, rename_keys
 
@@ -34,9 +40,12 @@ _KEYS: dict[str, str | list[str]] = {
     _BLOCK + r"attn\.proj\.(weight|bias)": _OUR_BLOCK + r"attention.o_proj.\3",
     _BLOCK + r"attn\.(relative_position_bias_table)": _OUR_BLOCK + r"attention.relative_position_bias.\3",
     **TEXT_KEYS,
-    r"(itm|bbox)_head\.0\.(weight|bias)": r"\1_head.fc1.\2",
-    r"(itm|bbox)_head\.1\.(weight|bias)": r"\1_head.layer_norm.\2",
-    r"(itm|bbox)_head\.3\.(weight|bias)": r"\1_head.fc2.\2",
+    **PAIR_KEYS,
+    **DECODER_KEYS,
+    r"(itm|bbox|cls)_head\.0\.(weight|bias)": r"\1_head.fc1.\2",
+    r"(itm|bbox|cls)_head\.1\.(weight|bias)": r"\1_head.layer_norm.\2",
+    r"(itm|bbox|cls)_head\.3\.(weight|bias)": r"\1_head.fc2.\2",
+    r"ta_head\.(weight|bias)": r"ta_head.\1",
 }
 _DROPPED = {
     r".*\.relative_position_index": "buffer, made anew from the window",
@@ -44,9 +53,6 @@ _DROPPED = {
     r".*\.position_ids": "buffer, made anew",
 }
 _OTHER_KINDS = {
-    "text_decoder.": "a question-answering or captioning file",
-    "cls_head.": "a pair-reasoning (NLVR2) file",
-    "ta_head.": "a file of the NLVR2 domain pretraining",
     "vision_encoder.encoder.": "a file with a CLIP trunk",
     "vision_encoder.blocks.": "a file with a DeiT trunk",
     "visual_encoder.": "a checkpoint of another model, probably ALBEF (hf-vlp convert albef)",
@@ -65,9 +71,10 @@ def convert_state_dict(official: Mapping[str, Tensor], num_attention_heads: int 
         ValueError: the weights belong to another model or kind, are incomplete, or do not fit.
     """
     model_class = _head_class(official)
+    num_images = 2 if model_class in (XVLMForTextAssignment, XVLMForVisualReasoning) else 1
     weights = OfficialWeights({strip_bert(key): value for key, value in official.items()})
-    config = _read_config(weights, num_attention_heads)
-    alias = partial(official_name, num_text_layers=config.text_config.num_text_layers)
+    config = _read_config(weights, num_attention_heads, num_images)
+    alias = partial(official_name, num_text_layers=config.text_config.num_text_layers, num_images=num_images)
     renamed, report = rename_keys(official, _KEYS, _DROPPED, alias)
     if "model.temperature" in renamed:
         renamed["model.temperature"] = renamed["model.temperature"].reshape(-1)
@@ -102,25 +109,33 @@ def convert_checkpoint(
 
 
 def _head_class(state: Mapping[str, Tensor]) -> type[XVLMHead]:
-    refuse_other_kinds(state, _OTHER_KINDS, "X-VLM pretraining, retrieval and grounding")
-    has = {name for name in ("itm_head", "bbox_head") if f"{name}.0.weight" in state}
+    refuse_other_kinds(state, _OTHER_KINDS, "X-VLM")
+    if any(key.startswith("text_decoder.") for key in state):
+        if not any(key.startswith("text_encoder.") for key in state):
+            raise ValueError("the checkpoint is a captioning file; X-VLM files of other tasks are converted")
+        return XVLMForQuestionAnswering
+    if "ta_head.weight" in state:
+        return XVLMForTextAssignment
+    has = {name for name in ("itm_head", "bbox_head", "cls_head") if f"{name}.0.weight" in state}
     if "text_encoder.cls.predictions.bias" in state:
         return XVLMForPreTraining
     if has == {"itm_head"}:
         return XVLMForRetrieval
     if has == {"bbox_head"}:
         return XVLMForGrounding
+    if has == {"cls_head"}:
+        return XVLMForVisualReasoning
     raise ValueError(
-        "the checkpoint has no heads of an X-VLM pretraining, retrieval or grounding file (its first keys "
-        f"are {list(state)[:3]}); give one of these files"
+        "the checkpoint has no heads of an X-VLM file (its first keys are "
+        f"{list(state)[:3]}); give the file of a pretrained or fine-tuned X-VLM"
     )
 
 
-def _read_config(state: Mapping[str, Tensor], num_attention_heads: int | None) -> XVLMConfig:
+def _read_config(state: Mapping[str, Tensor], num_attention_heads: int | None, num_images: int) -> XVLMConfig:
     projection = {"projection_dim": len(state["vision_proj.weight"])} if "vision_proj.weight" in state else {}
     return XVLMConfig(
         vision_config=_read_vision(state),
-        text_config=read_text_config(state, num_attention_heads),
+        text_config=read_text_config(state, num_attention_heads, num_images),
         **projection,
     )
 

@@ -14,6 +14,8 @@ class XVLMConfig(ImageTextConfig):
     Fields beside those of `ImageTextConfig`:
     - `head_layer_norm_eps`: of the matching and box heads;
     - `bbox_weight`, `giou_weight`: weights of the box losses;
+    - `gradcam_layer`: without it the fourth of six fusion layers, as in the official code, and of others the
+      one as high;
     - `official_gather_gradient`: give features gathered from other processes the official code's gradient,
       which is 1/number of processes of the true one on both encoders.
     """
@@ -21,7 +23,7 @@ class XVLMConfig(ImageTextConfig):
     model_type = "vlp_xvlm"
     # loss terms, and what has no row for each row of the batch
     keys_to_ignore_at_inference = ["loss_itc", "loss_itm", "loss_mlm", "loss_bbox", "loss_giou"]
-    keys_to_ignore_at_inference += ["itm_logits", "mlm_logits", "logits_per_image"]
+    keys_to_ignore_at_inference += ["itm_logits", "mlm_logits", "logits_per_image", "answer_losses"]
     # Swin-B, `config_swinB_224.json` of the official code
     default_vision_config: ClassVar[dict[str, Any]] = {
         "model_type": "swin",
@@ -34,3 +36,8 @@ class XVLMConfig(ImageTextConfig):
     bbox_weight: float | int = 1.0
     giou_weight: float | int = 1.0
     official_gather_gradient: bool = False
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        if self.gradcam_layer is None:
+            self.gradcam_layer = self.text_config.num_fusion_layers // 2

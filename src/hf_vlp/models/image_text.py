@@ -4,6 +4,7 @@ B: images, R: texts and their visual concepts, S = 1 + N image tokens, L: text l
 width, P: projection width, H: heads, d = D / H.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -15,7 +16,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .backbones import ImageTrunk
 from .base import Projection, VLPPreTrainedModel
-from .checks import check_pairs
+from .checks import check_index, check_pairs
 from .layers_bert import FusionEncoder, KeyValues, TextEncoder
 from .negatives import hard_negatives
 from .objectives import contrastive_logits
@@ -218,6 +219,18 @@ class ImageTextHead(ImageTextPreTrainedModel):
         return self.model.project_image(image_embeds)
 
 
+class LabelledHead(ImageTextHead):
+    """A head that learns labels by cross-entropy.
+
+    What it predicts is a function of a `part`: the model, or where the paper has one its teacher.
+    """
+
+    def learn(self, predict: Callable[[nn.Module], Tensor], labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (M, C) that `predict` makes of the model, and the loss (M,) of each at `labels` (M,)."""
+        logits = predict(self)
+        return logits, F.cross_entropy(logits.float(), labels, reduction="none")
+
+
 class MatchingHead(ImageTextHead):
     """A head that matches texts with visual concepts (ITM).
 
@@ -271,6 +284,22 @@ class MatchingHead(ImageTextHead):
             text_embeds[texts], mask[texts], concepts.key_values, concepts.mask, cls_only=True
         )
         return self.itm_head(fused[:, 0])
+
+
+def images_of_texts(
+    model: ImageTextModel, pixel_values: Tensor, input_ids: Tensor, image_index: Tensor | None
+) -> VisualConcepts:
+    """The image of each text (R,): image r of text r, or that of `image_index` (R,), encoded once.
+
+    Raises:
+        ValueError: the texts do not fit the images.
+    """
+    images = model.image_concepts(model.vision_model(pixel_values))
+    if image_index is not None:
+        check_index(image_index, len(pixel_values))
+        images = images.select(image_index)
+    check_pairs(len(images.embeds), input_ids)
+    return images
 
 
 def all_ones(input_ids: Tensor) -> Tensor:

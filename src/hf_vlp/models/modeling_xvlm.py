@@ -14,7 +14,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .base import Projection
 from .boxes import box_losses
-from .checks import check_ids, check_index, check_pairs, check_regions
+from .checks import check_ids, check_pairs, check_regions
 from .configuration_xvlm import XVLMConfig
 from .distributed import gather_rows
 from .image_text import (
@@ -24,6 +24,7 @@ from .image_text import (
     MatchingHead,
     VisualConcepts,
     all_ones,
+    images_of_texts,
     unit_vectors,
 )
 from .layers_bert import MaskedLMHead
@@ -50,6 +51,10 @@ class XVLMPreTrainedModel(ImageTextPreTrainedModel):
 
     config: XVLMConfig
     config_class = XVLMConfig
+    _keys_to_ignore_on_load_unexpected = [
+        *ImageTextPreTrainedModel._keys_to_ignore_on_load_unexpected,
+        r"^decoder\.",
+    ]
 
 
 class XVLMModel(XVLMPreTrainedModel, ImageTextModel):
@@ -354,11 +359,7 @@ class XVLMForGrounding(XVLMHead):
             ValueError: the texts do not fit the images.
         """
         attention_mask = all_ones(input_ids) if attention_mask is None else attention_mask
-        images, _ = self.model.concepts(self.model.vision_model(pixel_values))
-        if region_image_index is not None:
-            check_index(region_image_index, len(pixel_values))
-            images = images.select(region_image_index)
-        check_pairs(len(images.embeds), input_ids)
+        images = images_of_texts(self.model, pixel_values, input_ids, region_image_index)
         text_embeds = self.model.text_model(input_ids, attention_mask)
         fused = self.model.fuse(text_embeds, attention_mask, images.key_values, cls_only=True)
         output = VLPForGroundingOutput(pred_boxes=self.bbox_head(fused[:, 0]).sigmoid())

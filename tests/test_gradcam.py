@@ -17,6 +17,8 @@ from hf_vlp import (
     ALBEFForTextAssignment,
     ALBEFForVisualEntailment,
     ALBEFForVisualReasoning,
+    SOHOForRetrieval,
+    SOHOForVisualReasoning,
     XVLMForGrounding,
     XVLMForRetrieval,
     XVLMForVisualReasoning,
@@ -123,6 +125,31 @@ def test_other_layers_can_be_looked_at():
     assert last.maps[0].max() > 0 and last.maps[1:].max() == 0  # of the last states only [CLS] counts
     with pytest.raises(ValueError, match="layer is 2; use 0 to 1"):
         word_heatmaps(model, processor, IMAGES[:1], TEXTS[:1], layer=2)
+
+
+def test_soho_looks_at_the_cells_of_its_image():
+    model, processor = make_head(SOHOForRetrieval)
+    images = [Image.new("RGB", (160, 80), "red"), IMAGES[1]]
+    with torch.inference_mode():
+        found = word_heatmaps(model, processor, images, TEXTS)
+    batch = dict(processor(images=images, text=TEXTS, return_tensors="pt"))
+    expected, logits = model.word_heatmaps(**batch)
+    sizes = []
+    for i, one in enumerate(found):
+        height, width = (int(batch["pixel_mask"][i].any(dim=dim).sum()) for dim in (1, 0))
+        down, right = (round(side / 64) for side in (height, width))
+        sizes.append((down, right))
+        assert one.words == WORDS[i][:1] + TEXTS[i].split() + ["[SEP]"]
+        torch.testing.assert_close(one.maps, expected[i, : len(one.words), :down, :right])
+        assert one.score == pytest.approx(logits[i, 1].item(), abs=1e-5)
+    assert sizes[0] != sizes[1] and found[0].maps.max() > 0
+    torch.testing.assert_close(model.heatmaps(**batch)[1], expected[1].sum(0) / len(found[1].words))
+    (first,) = word_heatmaps(model, processor, images[1:], TEXTS[1:], layer=0)
+    assert not torch.equal(first.maps, found[1].maps)
+    with pytest.raises(ValueError, match="layer is 7; use 0 to"):
+        word_heatmaps(model, processor, images, TEXTS, layer=7)
+    with pytest.raises(ValueError, match="SOHOForVisualReasoning"):
+        word_heatmaps(make_head(SOHOForVisualReasoning)[0], processor, IMAGES, TEXTS)
 
 
 def test_what_does_not_fit_is_named():

@@ -15,6 +15,9 @@ from hf_vlp import (
     LXMERTForVisualEntailment,
     LXMERTForVisualReasoning,
     LXMERTProcessor,
+    SOHOForRetrieval,
+    SOHOForVisualReasoning,
+    SOHOProcessor,
     XVLMForPreTraining,
 )
 from hf_vlp.data.collators import ImageTextCollator
@@ -25,6 +28,7 @@ from hf_vlp.data.lxmert_collators import (
     LXMERTQuestionCollator,
 )
 from hf_vlp.data.shapes import shapes_dataset, vocabulary
+from hf_vlp.data.task_collators import PairCollator
 from hf_vlp.evaluation import (
     evaluate_entailment,
     evaluate_foils,
@@ -65,8 +69,7 @@ def test_pretraining_beats_chance(tmp_path):
     )  # a coin: 0.5
 
 
-def train_lxmert(model, task: str, collator, folder: Path, steps: int, learning_rate: float):
-    """Fine-tune on drawn scenes whose regions are given; the rows to score on."""
+def fine_tune(model, rows, collator, folder: Path, steps: int, learning_rate: float):
     arguments = VLPTrainingArguments(
         folder,
         max_steps=steps,
@@ -77,9 +80,14 @@ def train_lxmert(model, task: str, collator, folder: Path, steps: int, learning_
         save_strategy="no",
         use_cpu=True,
     )
+    VLPTrainer(model, arguments, train_dataset=rows, data_collator=collator).train()
+
+
+def train_lxmert(model, task: str, collator, folder: Path, steps: int, learning_rate: float):
+    """Fine-tune on drawn scenes whose regions are given; the rows to score on."""
     rows = shapes_dataset(task, "train", 20_000, regions=True)
     rows = rows.remove_columns("images" if task == "pairs" else "image")  # nobody looks at them
-    VLPTrainer(model, arguments, train_dataset=rows, data_collator=collator).train()
+    fine_tune(model, rows, collator, folder, steps, learning_rate)
     return shapes_dataset(task, "test", 256, regions=True)
 
 
@@ -211,3 +219,25 @@ def test_soho_pretraining(pretrained_soho):
 def test_soho_answers(pretrained_soho, tmp_path):
     score, baseline = run("finetune_soho", tmp_path, "--model", str(pretrained_soho[0]))
     assert score >= 0.8 and score > baseline + 0.05
+
+
+@pytest.mark.slow
+def test_soho_retrieval(pretrained_soho):
+    """By the matching head of pretraining; by chance the right one is among the first five in 0.05."""
+    model = SOHOForRetrieval.from_pretrained(pretrained_soho[0])
+    processor = SOHOProcessor.from_pretrained(pretrained_soho[0])
+    test = shapes_dataset("retrieval", "test", 96, image_size=64)
+    found = evaluate_retrieval(model, processor, test).metrics
+    assert min(found["text_recall_at_5"], found["image_recall_at_5"]) >= 0.9
+
+
+@pytest.mark.slow
+def test_soho_reasoning(pretrained_soho, tmp_path):
+    model = SOHOForVisualReasoning.from_pretrained(pretrained_soho[0])
+    processor = SOHOProcessor.from_pretrained(pretrained_soho[0])
+    train, test = (
+        shapes_dataset("pairs", split, count, image_size=64)
+        for split, count in (("train", 40_000), ("test", 256))
+    )
+    fine_tune(model, train, PairCollator(processor=processor, augment=False), tmp_path, 800, 5e-4)
+    assert evaluate_reasoning(model, processor, test).accuracy >= majority_label_accuracy(test) + 0.2

@@ -20,7 +20,9 @@ from ..models.gradcam import gradcam
 from ..models.image_text import MatchingHead
 from ..models.image_text_answering import AnsweringHead
 from ..models.image_text_sentences import EntailmentHead, ReasoningHead
+from ..models.modeling_soho_tasks import SOHOForRetrieval
 from ..models.modeling_xvlm import XVLMForGrounding
+from .dictionary import on_images
 
 # Cold to hot: dark purple over red to light yellow, ordered by brightness too
 RAMP = np.array([(12, 7, 34), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)])
@@ -32,7 +34,7 @@ LABEL = 24  # pixels of the line above a panel
 @dataclass
 class WordHeatmaps:
     """What one text, or answer to it, looks at in one image: `maps` (n, g, g) of its `words`, [CLS] first,
-    not negative, and the `score` that they explain."""
+    not negative, in SOHO's (n, h, w) of the cells on the image, and the `score` that they explain."""
 
     words: list[str]
     maps: Tensor
@@ -66,7 +68,8 @@ def word_heatmaps(
         images: one PIL image or path for each text; for reasoning a list of two.
         texts: R texts.
         targets: a class (int) or an answer (str) for each text, where the head has a choice.
-        layer: fusion layer to look at, from 0; the config's `gradcam_layer` without it.
+        layer: fusion layer to look at, from 0; the config's `gradcam_layer` without it, in SOHO the last of
+            the transformer.
         batch_size: texts at a time.
 
     Returns:
@@ -85,7 +88,7 @@ def word_heatmaps(
         raise ValueError(
             f"{len(images)} images, {len(texts)} texts and {len(targets)} targets: give one of each per text"
         )
-    layers = _fusion_layers(model, layer)
+    layers = _layers(model, layer)
     found = []
     with evaluating(model):
         for rows in batched(zip(images, texts, targets, strict=True), batch_size):
@@ -183,17 +186,21 @@ HEADS = (
     EntailmentHead,
     ReasoningHead,
     AnsweringHead,
+    SOHOForRetrieval,
 )
 
 
-def _fusion_layers(model: PreTrainedModel, layer: int | None) -> list[torch.nn.Module]:
+def _layers(model: PreTrainedModel, layer: int | None) -> list[torch.nn.Module]:
     """The layer at this height; where texts read two images, one for each."""
-    fusion = model.model.fusion_model
-    if layer is None:
-        layer = model.config.gradcam_layer
-    if not 0 <= layer < len(fusion.layer):
-        raise ValueError(f"layer is {layer}; use 0 to {len(fusion.layer) - 1}")
-    stacks = [fusion.layer] if fusion.second_layer is None else [fusion.layer, fusion.second_layer]
+    base = model.model
+    if isinstance(model, SOHOForRetrieval):
+        stacks, usual = [base.layer], len(base.layer) - 1
+    else:
+        fusion, usual = base.fusion_model, model.config.gradcam_layer
+        stacks = [fusion.layer] if fusion.second_layer is None else [fusion.layer, fusion.second_layer]
+    layer = usual if layer is None else layer
+    if not 0 <= layer < len(stacks[0]):
+        raise ValueError(f"layer is {layer}; use 0 to {len(stacks[0]) - 1}")
     return [one[layer] for one in stacks]
 
 
@@ -220,8 +227,12 @@ def _inputs(model, processor, images: Sequence, texts: Sequence[str], targets: S
 
 def _token_maps(
     model: PreTrainedModel, layer: torch.nn.Module, inputs: dict[str, Tensor]
-) -> tuple[Tensor, Tensor]:
-    """Maps (R, L, g, g) of one layer, and the scores (R,)."""
+) -> tuple[Sequence[Tensor], Tensor]:
+    """Maps of one layer, R times (L, g, g), or of SOHO's cells (L, h, w), and the scores (R,)."""
+    if isinstance(model, SOHOForRetrieval):
+        maps, logits = model.word_heatmaps(**inputs, layer=layer)
+        cells = on_images(maps.float().cpu(), inputs["pixel_mask"])
+        return [of_image for of_image, _, _ in cells], logits[:, 1].float().cpu()
 
     def score() -> Tensor:
         return _scores(model, **{name: value.clone() for name, value in inputs.items()})

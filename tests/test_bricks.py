@@ -405,4 +405,9 @@ def test_default_config_is_the_papers_base_model():
         grounding = hf_vlp.XVLMForGrounding(hf_vlp.XVLMConfig())
     assert model.num_parameters() == 215_637_241
     assert round(grounding.num_parameters() / 1e6, 2) == 213.37
+    with torch.device("meta"):
+        answering = hf_vlp.XVLMForQuestionAnswering(hf_vlp.XVLMConfig())
+        reasoning = hf_vlp.XVLMForVisualReasoning(hf_vlp.XVLMConfig())
+    assert round(answering.num_parameters() / 1e6, 2) == 293.35
+    assert round(reasoning.num_parameters() / 1e6, 2) == 262.99
     assert isinstance(model.config.vision_config, SwinConfig)

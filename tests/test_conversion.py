@@ -92,7 +92,7 @@ def test_another_resolution(official, tmp_path):
 @pytest.mark.parametrize("with_masks", [True, False])
 @pytest.mark.parametrize("window", [3, 4])
 def test_window_and_size_are_read(official, window, with_masks):
-    """As those of files of one task for 384 and 480 pixels, whose last stage is one window of 12 or 15."""
+    """As of files for 384 pixels and for 480, whose last stage is one window of 12 or 15."""
     state, heads = official("xvlm_vqa")
     state = {k: v for k, v in state.items() if not k.endswith(("attn_mask", "relative_position_index"))}
     stages = len({key.split(".")[2] for key in state if key.startswith("vision_encoder.layers.")})

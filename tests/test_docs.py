@@ -52,6 +52,8 @@ from hf_vlp import (
     XVLMConfig,
     XVLMForGrounding,
     XVLMForPreTraining,
+    XVLMForQuestionAnswering,
+    XVLMForVisualReasoning,
     XVLMImageProcessor,
     XVLMProcessor,
 )
@@ -68,6 +70,11 @@ ALBEF = {
     "albef-ve": ALBEFForVisualEntailment,
     "albef-nlvr": ALBEFForVisualReasoning,
     "albef-refcoco": ALBEFForGrounding,
+}
+XVLM = {
+    "xvlm-base": XVLMForPreTraining,
+    "xvlm-vqa": XVLMForQuestionAnswering,
+    "xvlm-nlvr": XVLMForVisualReasoning,
 }
 LXMERT = {
     "lxmert-base": LXMERTForPreTraining,
@@ -116,9 +123,12 @@ def user_folder(tmp_path_factory) -> Path:
     rows.test_grounding[0]["image"].save(folder / "quickstart" / "scene.png")
 
     tokenizer = word_tokenizer(vocabulary())
-    text = VLPTextConfig(vocab_size=len(tokenizer), num_text_layers=1, num_fusion_layers=1, **TEXT)
-    XVLMForPreTraining(XVLMConfig(vision_config=SWIN, text_config=text)).save_pretrained(folder / "xvlm-base")
-    XVLMProcessor(XVLMImageProcessor(), tokenizer).save_pretrained(folder / "xvlm-base")
+    ends = {"bos_token_id": tokenizer.cls_token_id, "eos_token_id": tokenizer.sep_token_id}
+    layers = {"num_text_layers": 1, "num_fusion_layers": 1, "num_decoder_layers": 1}
+    text = VLPTextConfig(vocab_size=len(tokenizer), **ends, **layers, **TEXT)
+    for name, head in XVLM.items():
+        head(XVLMConfig(vision_config=SWIN, text_config=text)).save_pretrained(folder / name)
+        XVLMProcessor(XVLMImageProcessor(), tokenizer).save_pretrained(folder / name)
     SwinModel(SWIN).save_pretrained(folder / "microsoft" / "swin-base-patch4-window7-224-in22k")
     write_albef_models(folder, tokenizer)
     write_lxmert_models(folder, tokenizer)

@@ -126,6 +126,13 @@ def test_fine_tuning_from_nothing(script, run_here, tmp_path):
         assert ALBEF_SCRIPTS[script][3] in output
 
 
+@pytest.mark.parametrize("script", ALBEF_SCRIPTS)
+def test_xvlm_by_the_examples_of_albef(script, run_here, pretrained, tmp_path):
+    output = run_here(script, *FEW_STEPS, "--output_dir", tmp_path, "--model", pretrained)
+    assert ALBEF_SCRIPTS[script][3] in output
+    assert is_saved(tmp_path, ALBEF_SCRIPTS[script][0].replace("ALBEF", "XVLM"))
+
+
 def test_albef_from_its_pretraining_to_pointing(run_here, tmp_path):
     output = run_here("pretrain_albef", *FEW_STEPS, "--output_dir", tmp_path / "pretrained")
     assert "R@10 re-ranked" in output and "foils that differ in one word" in output

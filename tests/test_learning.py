@@ -144,6 +144,28 @@ def test_albef_fine_tuning(script, steps, wanted, pretrained_albef, tmp_path):
 
 
 @pytest.fixture(scope="module")
+def pretrained_xvlm(tmp_path_factory) -> tuple[Path, list[float]]:
+    folder = tmp_path_factory.mktemp("xvlm")
+    return folder, run("pretrain", folder, "--max_steps", "1600", "--warmup_steps", "100")
+
+
+@pytest.mark.slow
+def test_xvlm_pretraining(pretrained_xvlm):
+    *recalls, chance = pretrained_xvlm[1]
+    assert min(recalls) >= 0.9 and chance < 0.05
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("script", "steps", "wanted"),
+    [("finetune_question_answering", 800, 0.8), ("finetune_reasoning", 1500, 0.8)],
+)
+def test_xvlm_fine_tuning(script, steps, wanted, pretrained_xvlm, tmp_path):
+    score, baseline, *_ = run(script, tmp_path, "--model", str(pretrained_xvlm[0]), "--max_steps", str(steps))
+    assert score >= wanted and score > baseline + 0.05
+
+
+@pytest.fixture(scope="module")
 def pretrained_lxmert(tmp_path_factory) -> tuple[Path, list[float]]:
     folder = tmp_path_factory.mktemp("lxmert")
     return folder, run("pretrain_lxmert", folder)

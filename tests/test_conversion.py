@@ -82,7 +82,10 @@ BROKEN = {
     "albef": (lambda s: {**s, "visual_encoder.cls_token": torch.zeros(1)}, "ALBEF"),
     "vqa": (lambda s: {**s, "text_decoder.bert.x": torch.zeros(1)}, "question-answering"),
     "lxmert": (lambda s: {"bert.encoder.r_layers.0.x": torch.zeros(1)}, "LXMERT"),
-    "clip trunk": (lambda s: {**s, "vision_encoder.encoder.x": torch.zeros(1)}, "CLIP"),
+    "half a clip": (
+        lambda s: {**s, "vision_encoder.class_embedding": torch.zeros(1)},
+        "no vision_encoder.patch_embed.weight",
+    ),
     "nothing": (lambda s: {"weight": torch.zeros(1)}, "no heads"),
 }
 

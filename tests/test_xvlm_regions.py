@@ -192,6 +192,20 @@ def test_depth_0_takes_means():
     torch.testing.assert_close(features[:, 1:], patches[batch["region_image_index"]])
 
 
+@pytest.mark.parametrize("trunk", ["swin", "vit", "clip"])
+def test_features_in_bf16(trunk):
+    model, batch = hf_vlp.XVLMModel(tiny_config(trunk)).eval(), region_batch()
+    arguments = [batch[name] for name in ("pixel_values", "region_image_index", "region_patch_mask")]
+    with torch.no_grad():
+        expected = model.get_region_features(*arguments)
+        with torch.autocast("cpu", torch.bfloat16):
+            autocast = model.get_region_features(*arguments)
+        whole = model.to(torch.bfloat16).get_region_features(arguments[0].bfloat16(), *arguments[1:])
+    for ours in (autocast, whole):
+        for name in ("last_hidden_state", "pooler_output"):
+            torch.testing.assert_close(ours[name].float(), expected[name], atol=0.06, rtol=0.06)
+
+
 def test_depths():
     assert tiny_config("swin").local_attn_depth == tiny_config("timm").local_attn_depth == 0
     assert hf_vlp.XVLMConfig(vision_config=DeiTConfig()).local_attn_depth == 4

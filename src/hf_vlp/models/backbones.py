@@ -81,10 +81,9 @@ class ImageTrunk(nn.Module):
         check_regions(images, image_index, patch_mask)
         weights = patch_mask.to(images.dtype)
         weights = weights / weights.sum(dim=1, keepdim=True).clamp(min=1)
-        means = torch.einsum("rn,rnw->rw", weights, images[image_index, 1:])[:, None]
-        return images, RegionTokens(
-            image_index, means, means.new_ones(means.shape[:2], dtype=torch.bool), patch_mask
-        )
+        means = torch.einsum("rn,rnw->rw", weights, images[image_index, 1:]).to(images.dtype)[:, None]
+        mask = torch.ones_like(image_index, dtype=torch.bool)[:, None]
+        return images, RegionTokens(image_index, means, mask, patch_mask)
 
     def _encode_locally(
         self, pixel_values: Tensor, image_index: Tensor, patch_mask: Tensor, depth: int

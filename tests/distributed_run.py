@@ -100,6 +100,7 @@ def joint_batches() -> dict[str, tuple[type[PreTrainedModel], Batch, dict]]:
         "lxmert_grounding": (LXMERTForGrounding, visual_grounding_batch(), {}),
         "images": (XVLMForPreTraining, images, {}),
         "regions": (XVLMForPreTraining, regions, {}),
+        "local_regions": (XVLMForPreTraining, regions, {"trunk": "clip"}),
         "regions_with_ids": (XVLMForPreTraining, regions | {"image_ids": torch.tensor([0, 1, 1, 2])}, {}),
         "retrieval": (XVLMForRetrieval, retrieval, {}),
         "itc": (XVLMForPreTraining, images, ITC_ONLY),

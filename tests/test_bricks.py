@@ -147,6 +147,8 @@ def test_trunk_layout(name):
     if name == "swin":
         torch.testing.assert_close(tokens[:, 0], raw.mean(dim=1))
         torch.testing.assert_close(tokens[:, 1:], raw)
+    elif name == "clip":
+        torch.testing.assert_close(tokens, trunk.trunk.post_layernorm(raw))
     else:
         torch.testing.assert_close(tokens, raw)
 
@@ -194,7 +196,7 @@ def test_position_embeddings_keep_cls_and_scale_the_grid():
     torch.testing.assert_close(resampled[:, 1:], expected)
 
 
-@pytest.mark.parametrize("name", ["swin", "vit"])
+@pytest.mark.parametrize("name", ["swin", "vit", "clip"])
 def test_a_model_reads_another_resolution_and_is_saved_so(name, tmp_path):
     model = hf_vlp.XVLMForGrounding(tiny_config(name)).eval()
     model.save_pretrained(tmp_path / "small")
@@ -206,7 +208,7 @@ def test_a_model_reads_another_resolution_and_is_saved_so(name, tmp_path):
     again = hf_vlp.XVLMForGrounding.from_pretrained(tmp_path / "large")
     torch.testing.assert_close(again.model.vision_model(images), larger.model.vision_model(images))
     for key, value in model.state_dict().items():
-        if "relative_position" not in key and "position_embeddings" not in key:
+        if "relative_position" not in key and "position_embedding" not in key:
             assert torch.equal(value, larger.state_dict()[key]), key
 
 

@@ -136,7 +136,10 @@ BROKEN = {
     "surplus decoder": (lambda s: {**s, "text_decoder.bert.x": torch.zeros(1)}, "no place for"),
     "two heads": (lambda s: {**s, "cls_head.0.weight": torch.zeros(1)}, "no heads"),
     "lxmert": (lambda s: {"bert.encoder.r_layers.0.x": torch.zeros(1)}, "LXMERT"),
-    "clip trunk": (lambda s: {**s, "vision_encoder.encoder.x": torch.zeros(1)}, "CLIP"),
+    "half a clip": (
+        lambda s: {**s, "vision_encoder.class_embedding": torch.zeros(1)},
+        "no vision_encoder.patch_embed.weight",
+    ),
     "nothing": (lambda s: {"weight": torch.zeros(1)}, "no heads"),
 }
 

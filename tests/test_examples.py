@@ -165,6 +165,12 @@ def test_lxmert_from_nothing_as_a_user_runs_it(tmp_path):
     assert is_saved(tmp_path, "LXMERTForQuestionAnswering")
 
 
+def test_xvlm_in_another_language(run_here, tmp_path):
+    output = run_here("other_language_xvlm", *FEW_STEPS, "--output_dir", tmp_path)
+    assert "▁grün es ▁Dreieck" in output and "R@1 in a random order: 0.004" in output
+    assert is_saved(tmp_path, "XVLMForPreTraining")
+
+
 def test_soho_from_its_pretraining_to_answers(run_here, tmp_path):
     output = run_here("pretrain_soho", *FEW_STEPS, "--output_dir", tmp_path / "pretrained")
     used = float(re.search(r"entries used in training: ([01]\.\d{3})", output)[1])

@@ -32,6 +32,7 @@ from tiny import (
     text_batch,
     tiny_albef_config,
     tiny_albef_processor,
+    tiny_clip_config,
     tiny_config,
     tiny_lxmert_config,
     tiny_lxmert_processor,
@@ -83,6 +84,9 @@ CASES = {
     "xvlm-entailment": (hf_vlp.XVLMForVisualEntailment, AutoModelForVisualEntailment, entailment_batch),
     "xvlm-reasoning": (hf_vlp.XVLMForVisualReasoning, AutoModelForVisualReasoning, reasoning_batch),
     "xvlm-assignment": (hf_vlp.XVLMForTextAssignment, AutoModelForTextAssignment, assignment_batch),
+    "xvlm_clip": (hf_vlp.XVLMModel, AutoModel, _model_batch),  # and with RoBERTa
+    "xvlm_clip-pretraining-images": (hf_vlp.XVLMForPreTraining, AutoModelForPreTraining, _image_pretraining),
+    "xvlm_clip-pretraining-regions": (hf_vlp.XVLMForPreTraining, AutoModelForPreTraining, region_batch),
     "albef": (hf_vlp.ALBEFModel, AutoModel, _model_batch),
     "albef-pretraining": (hf_vlp.ALBEFForPreTraining, AutoModelForPreTraining, _image_pretraining),
     "albef-retrieval": (hf_vlp.ALBEFForRetrieval, AutoModelForRetrieval, retrieval_batch),
@@ -130,6 +134,7 @@ HEADS = [name for name in CASES if "-" in name]
 UNREACHED = {  # boxes are learnt from regions only; text assignment carries what ITC compares
     "xvlm-pretraining-images": r"bbox_head\.",
     "xvlm-assignment": r"model\.image_projection",
+    "xvlm_clip-pretraining-images": r"bbox_head\.",
     "albef-assignment": r"model\.(image_projection|text_projection|temperature)",
 }
 FLOORS = {  # of the loss, where captions of one image share their target, or answers to one question theirs
@@ -144,18 +149,21 @@ FLOORS = {  # of the loss, where captions of one image share their target, or an
 }
 CONFIGS = {
     "xvlm": tiny_config,
+    "xvlm_clip": tiny_clip_config,
     "albef": tiny_albef_config,
     "lxmert": tiny_lxmert_config,
     "soho": tiny_soho_config,
 }
 TRUNKS = {  # the usual one first
     "xvlm": ["swin", "vit", "timm"],
+    "xvlm_clip": ["clip"],
     "albef": ["vit", "swin", "timm"],
     "lxmert": [None],
     "soho": ["resnet", "timm"],
 }
 PROCESSORS = {
     "xvlm": tiny_processor,
+    "xvlm_clip": tiny_processor,
     "albef": tiny_albef_processor,
     "lxmert": tiny_lxmert_processor,
     "soho": tiny_soho_processor,

@@ -390,7 +390,10 @@ def xvlm(
     image_size: ImageSize = None,
     num_attention_heads: Annotated[
         int | None,
-        typer.Option(help="Heads of the text layers, where they are not 64 wide.", show_default=False),
+        typer.Option(
+            help="Heads of the text layers, and of a CLIP or DeiT trunk, where they are not 64 wide.",
+            show_default=False,
+        ),
     ] = None,
     tokenizer: Tokenizer = "bert-base-uncased",
 ) -> None:

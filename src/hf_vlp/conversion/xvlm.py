@@ -1,4 +1,4 @@
-"""Official X-VLM checkpoints with a Swin trunk: files of pretraining, of NLVR2's text
+"""Official X-VLM checkpoints, with any of its encoders: files of pretraining, of NLVR2's text
 assignment, and of every task but captioning."""
 
 import math
@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase, SwinConfig
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase, SwinConfig
 
 from ..models.configuration_xvlm import XVLMConfig
 from ..models.modeling_xvlm import XVLMForGrounding, XVLMForPreTraining, XVLMForRetrieval, XVLMHead
@@ -21,6 +21,7 @@ from ..models.processing_xvlm import XVLMProcessor
 from .bert import DECODER_KEYS, PAIR_KEYS, TEXT_KEYS, official_name, read_text_config, strip_bert
 from .checkpoints import Conversion, OfficialWeights, refuse_other_kinds, write_folder
 from .keys import KeyReport, load_into, rename_keys
+from .vision import clip_keys, read_clip, read_vit, vit_keys
 
 _BLOCK, _OUR_BLOCK = (
     r"vision_encoder\.layers\.(\d+)\.blocks\.(\d+)\.",
@@ -39,6 +40,8 @@ _KEYS: dict[str, str | list[str]] = {
     _BLOCK + r"attn\.qkv\.(weight|bias)": [_OUR_BLOCK + rf"attention.{part}_proj.\3" for part in "qkv"],
     _BLOCK + r"attn\.proj\.(weight|bias)": _OUR_BLOCK + r"attention.o_proj.\3",
     _BLOCK + r"attn\.(relative_position_bias_table)": _OUR_BLOCK + r"attention.relative_position_bias.\3",
+    **clip_keys("vision_encoder"),
+    **vit_keys("vision_encoder"),
     **TEXT_KEYS,
     **PAIR_KEYS,
     **DECODER_KEYS,
@@ -53,19 +56,21 @@ _DROPPED = {
     r".*\.position_ids": "buffer, made anew",
 }
 _OTHER_KINDS = {
-    "vision_encoder.encoder.": "a file with a CLIP trunk",
-    "vision_encoder.blocks.": "a file with a DeiT trunk",
     "visual_encoder.": "a checkpoint of another model, probably ALBEF (hf-vlp convert albef)",
     "bert.encoder.r_layers.": "a checkpoint of another model, probably LXMERT (hf-vlp convert lxmert)",
     "backbone.": "a checkpoint of another model, probably SOHO (hf-vlp convert soho)",
 }
 
 
-def convert_state_dict(official: Mapping[str, Tensor], num_attention_heads: int | None = None) -> Conversion:
-    """Official weights to our model; task, depth, widths and window are read from the tensors.
+def convert_state_dict(
+    official: Mapping[str, Tensor],
+    num_attention_heads: int | None = None,
+    num_vision_heads: int | None = None,
+) -> Conversion:
+    """Official weights to our model; task, trunk, depth, widths and window are read from the tensors.
 
-    The number of heads of the text layers cannot be read; without `num_attention_heads` they are 64 wide, as
-    in BERT.
+    Numbers of heads cannot be read, but for Swin's: those of the text layers are 64 wide without
+    `num_attention_heads`, those of a CLIP or DeiT trunk as many, or `num_vision_heads`.
 
     Raises:
         ValueError: the weights belong to another model or kind, are incomplete, or do not fit.
@@ -73,7 +78,7 @@ def convert_state_dict(official: Mapping[str, Tensor], num_attention_heads: int 
     model_class = _head_class(official)
     num_images = 2 if model_class in (XVLMForTextAssignment, XVLMForVisualReasoning) else 1
     weights = OfficialWeights({strip_bert(key): value for key, value in official.items()})
-    config = _read_config(weights, num_attention_heads, num_images)
+    config = _read_config(weights, num_attention_heads, num_vision_heads or num_attention_heads, num_images)
     alias = partial(official_name, num_text_layers=config.text_config.num_text_layers, num_images=num_images)
     renamed, report = rename_keys(official, _KEYS, _DROPPED, alias)
     if "model.temperature" in renamed:
@@ -97,7 +102,7 @@ def convert_checkpoint(
         output_dir: a folder that does not exist yet, or is empty.
         tokenizer: the tokenizer the text encoder was trained with; a name, a folder, or the tokenizer itself.
         image_size: resample the trunk's position tables to this size in pixels.
-        num_attention_heads: of the text layers, where they are not 64 wide.
+        num_attention_heads: of the text layers, and of a CLIP or DeiT trunk, where they are not 64 wide.
 
     Raises:
         FileNotFoundError: no checkpoint there.
@@ -117,7 +122,7 @@ def _head_class(state: Mapping[str, Tensor]) -> type[XVLMHead]:
     if "ta_head.weight" in state:
         return XVLMForTextAssignment
     has = {name for name in ("itm_head", "bbox_head", "cls_head") if f"{name}.0.weight" in state}
-    if "text_encoder.cls.predictions.bias" in state:
+    if "text_encoder.cls.predictions.bias" in state or "text_encoder.lm_head.bias" in state:
         return XVLMForPreTraining
     if has == {"itm_head"}:
         return XVLMForRetrieval
@@ -131,16 +136,29 @@ def _head_class(state: Mapping[str, Tensor]) -> type[XVLMHead]:
     )
 
 
-def _read_config(state: Mapping[str, Tensor], num_attention_heads: int | None, num_images: int) -> XVLMConfig:
+def _read_config(
+    state: Mapping[str, Tensor],
+    num_attention_heads: int | None,
+    num_vision_heads: int | None,
+    num_images: int,
+) -> XVLMConfig:
     projection = {"projection_dim": len(state["vision_proj.weight"])} if "vision_proj.weight" in state else {}
     return XVLMConfig(
-        vision_config=_read_vision(state),
+        vision_config=_read_vision(state, num_vision_heads),
         text_config=read_text_config(state, num_attention_heads, num_images),
         **projection,
     )
 
 
-def _read_vision(state: Mapping[str, Tensor]) -> SwinConfig:
+def _read_vision(state: Mapping[str, Tensor], num_heads: int | None) -> PreTrainedConfig:
+    if "vision_encoder.class_embedding" in state:
+        return read_clip(state, "vision_encoder", num_heads)
+    if "vision_encoder.cls_token" in state:
+        return read_vit(state, "vision_encoder", num_heads)
+    return _read_swin(state)
+
+
+def _read_swin(state: Mapping[str, Tensor]) -> SwinConfig:
     embed_dim, _, patch_size, _ = state["vision_encoder.patch_embed.proj.weight"].shape
     depths: dict[int, int] = {}
     for key in state:

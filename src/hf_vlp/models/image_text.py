@@ -69,23 +69,25 @@ class ImageTextPreTrainedModel(VLPPreTrainedModel):
         num_fusion_layers: int = 6,
         **config_fields,
     ):
-        """Start from a public vision model and a public BERT, as the paper does.
+        """Start from a public vision model and a public BERT, RoBERTa or XLM-R, as the paper does.
 
-        BERT's lower half becomes the text layers, the upper half the fusion layers. Cross-attention,
+        Its lower half becomes the text layers, the upper half the fusion layers. Cross-attention,
         projections and heads are new (`new_parameters`).
 
         Args:
-            vision: name or folder of a vision model.
-            text: name or folder of a BERT.
+            vision: name or folder of a vision model, or of a CLIP, of which the image encoder is taken.
+            text: name or folder of a BERT, a RoBERTa or an XLM-R.
             image_size: side of the images in pixels, where the vision model's position tables are to be
                 resampled.
-            num_fusion_layers: fusion layers, taken evenly from BERT's upper half.
+            num_fusion_layers: fusion layers, taken evenly from the upper half.
             config_fields: further fields of the config.
 
         Raises:
-            ValueError: the upper half is no multiple of `num_fusion_layers`, or the image size does not fit.
+            ValueError: `text` is a model of another kind, its upper half is no multiple of
+                `num_fusion_layers`, or the image size does not fit.
         """
         trunk, bert = AutoModel.from_pretrained(vision), AutoModelForMaskedLM.from_pretrained(text)
+        trunk = getattr(trunk, "vision_model", trunk)  # of CLIP
         text_config = split_bert_config(bert.config, num_fusion_layers)
         model = cls(cls.config_class(vision_config=trunk.config, text_config=text_config, **config_fields))
         state = {f"vision_model.trunk.{name}": value for name, value in trunk.state_dict().items()}

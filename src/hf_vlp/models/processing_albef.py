@@ -12,6 +12,7 @@ class ALBEFProcessor(ImageTextProcessor):
         tokenizer: a fast BERT-like tokenizer; a copy of it is kept.
         max_words: words of a text that are read.
         max_tokens: tokens of a text that are read, [CLS] included.
+        clean: see `ImageTextProcessor`.
     """
 
     image_processor_type = ALBEFImageProcessor

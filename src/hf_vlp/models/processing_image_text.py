@@ -29,17 +29,28 @@ class ImageTextProcessor(ProcessorMixin):
 
     Args:
         image_processor: a `SquashImageProcessor`.
-        tokenizer: a fast BERT-like tokenizer; a copy of it is kept.
+        tokenizer: a fast tokenizer with [CLS], [SEP] and [MASK], or RoBERTa's `<s>`, `</s>` and `<mask>`; a
+            copy of it is kept.
         max_words: words of a text that are read.
         max_tokens: tokens of a text that are read, [CLS] included.
+        clean: lower-case texts and take out punctuation, as the papers do with English ones. Without it texts
+            stay as they are but for spaces, for tokenizers of cased or of other languages.
     """
 
     _auto_class = "AutoProcessor"
     image_processor_type = SquashImageProcessor  # made by `from_config`
 
-    def __init__(self, image_processor=None, tokenizer=None, max_words: int = 30, max_tokens: int = 30):
+    def __init__(
+        self,
+        image_processor=None,
+        tokenizer=None,
+        max_words: int = 30,
+        max_tokens: int = 30,
+        clean: bool = True,
+    ):
         self.max_words = max_words
         self.max_tokens = max_tokens
+        self.clean = clean
         super().__init__(image_processor, with_special_tokens(tokenizer, ends_in_sep=False))
 
     @classmethod
@@ -97,11 +108,14 @@ class ImageTextProcessor(ProcessorMixin):
         return batch
 
     def clean_text(self, text: str) -> str:
-        """Lower case, without punctuation, dashes and slashes as spaces, at most `max_words` words.
+        """Lower case, without punctuation, dashes and slashes as spaces, at most `max_words` words; only the
+        last without `clean`.
 
         Raises:
             ValueError: nothing is left.
         """
+        if not self.clean:
+            return self._first_words(text)
         cleaned = (
             _DELETED.sub("", text.lower()).replace("-", " ").replace("/", " ").replace("<person>", "person")
         )
@@ -116,10 +130,18 @@ class ImageTextProcessor(ProcessorMixin):
         Raises:
             ValueError: nothing is left.
         """
+        if not self.clean:
+            return self._first_words(question)
         cleaned = _DELETED.sub("", question.lower()).replace("-", " ").replace("/", " ").rstrip(" ")
         if not cleaned.strip():
             raise ValueError(f"question={question!r} has no word left after cleaning; give one with words")
         return " ".join(cleaned.split(" ")[: self.max_words])
+
+    def _first_words(self, text: str) -> str:
+        words = text.split()
+        if not words:
+            raise ValueError(f"text={text!r} has no word; give a text with words")
+        return " ".join(words[: self.max_words])
 
     def encode_questions(self, questions: Sequence[str], **kwargs) -> BatchFeature:
         """Questions to `input_ids` and `attention_mask` (R, L); `kwargs` go to the tokenizer."""
@@ -137,7 +159,7 @@ class ImageTextProcessor(ProcessorMixin):
                 f"answers holds {empty[0]!r}" if empty else "answers is empty; give at least one"
             )
         tokens = self.tokenizer(
-            [f"{answer} {self.tokenizer.sep_token}" for answer in answers],
+            [f"{answer}{self.tokenizer.sep_token}" for answer in answers],
             padding=True,
             return_token_type_ids=False,
             return_tensors="pt",

@@ -20,11 +20,13 @@ class XVLMProcessor(ImageTextProcessor):
 
     Args:
         image_processor: an `XVLMImageProcessor`.
-        tokenizer: a fast BERT-like tokenizer; a copy of it is kept.
+        tokenizer: a fast tokenizer with [CLS], [SEP] and [MASK], or RoBERTa's `<s>`, `</s>` and `<mask>`; a
+            copy of it is kept.
         max_words: words of a text that are read.
         max_tokens: tokens of a text that are read, [CLS] included.
         patch_size: side in pixels of the square that one image token stands for (32 for Swin at stride 32, 16
             for ViT-B/16).
+        clean: see `ImageTextProcessor`.
     """
 
     image_processor_type = XVLMImageProcessor
@@ -36,9 +38,10 @@ class XVLMProcessor(ImageTextProcessor):
         max_words: int = 40,
         max_tokens: int = 40,
         patch_size: int = 32,
+        clean: bool = True,
     ):
         self.patch_size = patch_size
-        super().__init__(image_processor, tokenizer, max_words, max_tokens)
+        super().__init__(image_processor, tokenizer, max_words, max_tokens, clean)
 
     @classmethod
     def from_config(cls, config, tokenizer, **kwargs) -> "XVLMProcessor":

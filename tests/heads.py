@@ -32,6 +32,7 @@ from hf_vlp import (
     SOHOForRetrieval,
     SOHOForVisualEntailment,
     SOHOForVisualReasoning,
+    XVLMForCaptioning,
     XVLMForGrounding,
     XVLMForPreTraining,
     XVLMForRetrieval,
@@ -61,7 +62,7 @@ SOHO = (
     SOHOForVisualEntailment,
     SOHOForVisualReasoning,
 )
-XVLM = (XVLMForPreTraining, XVLMForRetrieval, XVLMForGrounding)
+XVLM = (XVLMForPreTraining, XVLMForRetrieval, XVLMForGrounding, XVLMForCaptioning)
 
 LXMERT_ANSWERS = ["yes", "no", "red", "blue", "1", "2"]
 LXMERT_FEATURES = 16  # width of those of `save_trunk("vit")`

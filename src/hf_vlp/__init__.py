@@ -1,6 +1,7 @@
 """Four vision-language pre-training papers as Hugging Face models; importing registers the Auto classes."""
 
 from .models.auto import (
+    AutoModelForCaptioning,
     AutoModelForGrounding,
     AutoModelForRetrieval,
     AutoModelForTextAssignment,
@@ -45,6 +46,7 @@ from .models.modeling_soho_tasks import (
     SOHOForVisualReasoning,
 )
 from .models.modeling_xvlm import XVLMForGrounding, XVLMForPreTraining, XVLMForRetrieval, XVLMModel
+from .models.modeling_xvlm_captioning import XVLMForCaptioning
 from .models.processing_albef import ALBEFProcessor
 from .models.processing_lxmert import LXMERTProcessor
 from .models.processing_soho import SOHOProcessor
@@ -83,6 +85,7 @@ __all__ = [
     "ALBEFImageProcessor",
     "ALBEFModel",
     "ALBEFProcessor",
+    "AutoModelForCaptioning",
     "AutoModelForGrounding",
     "AutoModelForRetrieval",
     "AutoModelForTextAssignment",
@@ -114,6 +117,7 @@ __all__ = [
     "VLPTrainer",
     "VLPTrainingArguments",
     "XVLMConfig",
+    "XVLMForCaptioning",
     "XVLMForGrounding",
     "XVLMForPreTraining",
     "XVLMForRetrieval",

@@ -1,4 +1,4 @@
-"""Official X-VLM checkpoints with a Swin trunk: files of pretraining, retrieval and grounding."""
+"""Official X-VLM checkpoints with a Swin trunk: files of pretraining, retrieval, grounding, captioning."""
 
 import math
 import re
@@ -10,7 +10,13 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, SwinConfig
 
 from ..models.configuration_xvlm import XVLMConfig
-from ..models.modeling_xvlm import XVLMForGrounding, XVLMForPreTraining, XVLMForRetrieval, XVLMHead
+from ..models.modeling_xvlm import (
+    XVLMForGrounding,
+    XVLMForPreTraining,
+    XVLMForRetrieval,
+    XVLMPreTrainedModel,
+)
+from ..models.modeling_xvlm_captioning import XVLMForCaptioning
 from ..models.processing_xvlm import XVLMProcessor
 from .bert import TEXT_KEYS, official_name, read_text_config, strip_bert
 from .checkpoints import Conversion, OfficialWeights, refuse_other_kinds, write_folder
@@ -44,7 +50,7 @@ _DROPPED = {
     r".*\.position_ids": "buffer, made anew",
 }
 _OTHER_KINDS = {
-    "text_decoder.": "a question-answering or captioning file",
+    "text_decoder.": "a question-answering file",
     "cls_head.": "a pair-reasoning (NLVR2) file",
     "ta_head.": "a file of the NLVR2 domain pretraining",
     "vision_encoder.encoder.": "a file with a CLIP trunk",
@@ -64,11 +70,21 @@ def convert_state_dict(official: Mapping[str, Tensor], num_attention_heads: int 
     Raises:
         ValueError: the weights belong to another model or kind, are incomplete, or do not fit.
     """
-    model_class = _head_class(official)
-    weights = OfficialWeights({strip_bert(key): value for key, value in official.items()})
-    config = _read_config(weights, num_attention_heads)
-    alias = partial(official_name, num_text_layers=config.text_config.num_text_layers)
-    renamed, report = rename_keys(official, _KEYS, _DROPPED, alias)
+    is_captioning = _is_captioning(official)
+    pretraining_key = _pretraining_key if is_captioning else str
+    state = {pretraining_key(key): value for key, value in official.items()}
+    model_class = _head_class(state)
+    if is_captioning:
+        model_class = XVLMForCaptioning
+    config = _read_config(
+        OfficialWeights({strip_bert(key): value for key, value in state.items()}), num_attention_heads
+    )
+    num_text_layers = config.text_config.num_text_layers
+    renamed, report = rename_keys(
+        official, _KEYS, _DROPPED, lambda key: official_name(pretraining_key(key), num_text_layers)
+    )
+    renamed = {model_class.renamed(name): value for name, value in renamed.items()}
+    report.used = {key: [model_class.renamed(name) for name in names] for key, names in report.used.items()}
     if "model.temperature" in renamed:
         renamed["model.temperature"] = renamed["model.temperature"].reshape(-1)
     model = model_class(config)
@@ -101,8 +117,19 @@ def convert_checkpoint(
     return write_folder(checkpoint, output_dir, convert, XVLMProcessor, tokenizer, image_size)
 
 
-def _head_class(state: Mapping[str, Tensor]) -> type[XVLMHead]:
-    refuse_other_kinds(state, _OTHER_KINDS, "X-VLM pretraining, retrieval and grounding")
+def _is_captioning(state: Mapping[str, Tensor]) -> bool:
+    """Its decoder is the whole text encoder of pretraining, which a question-answering file has beside it."""
+    parts = {key.partition(".")[0] for key in state}
+    return "text_decoder" in parts and "text_encoder" not in parts
+
+
+def _pretraining_key(key: str) -> str:
+    """A key of a captioning file as pretraining has it."""
+    return re.sub(r"^text_decoder\.", "text_encoder.", key)
+
+
+def _head_class(state: Mapping[str, Tensor]) -> type[XVLMPreTrainedModel]:
+    refuse_other_kinds(state, _OTHER_KINDS, "X-VLM pretraining, retrieval, grounding and captioning")
     has = {name for name in ("itm_head", "bbox_head") if f"{name}.0.weight" in state}
     if "text_encoder.cls.predictions.bias" in state:
         return XVLMForPreTraining

@@ -54,6 +54,7 @@ from .modeling_soho_tasks import (
     SOHOForVisualReasoning,
 )
 from .modeling_xvlm import XVLMForGrounding, XVLMForPreTraining, XVLMForRetrieval, XVLMModel
+from .modeling_xvlm_captioning import XVLMForCaptioning
 from .processing_albef import ALBEFProcessor
 from .processing_lxmert import LXMERTProcessor
 from .processing_soho import SOHOProcessor
@@ -86,6 +87,12 @@ class AutoModelForVisualEntailment(_BaseAutoModelClass):
 
 class AutoModelForTextAssignment(_BaseAutoModelClass):
     """Loads the head of any model of this package that learns which of two images a text belongs to."""
+
+    _model_mapping = _LazyAutoMapping(CONFIG_MAPPING_NAMES, OrderedDict())
+
+
+class AutoModelForCaptioning(_BaseAutoModelClass):
+    """Loads the head of any model of this package that writes captions."""
 
     _model_mapping = _LazyAutoMapping(CONFIG_MAPPING_NAMES, OrderedDict())
 
@@ -137,7 +144,7 @@ MODELS = {
         XVLMProcessor,
         XVLMImageProcessor,
         XVLMModel,
-        (XVLMForPreTraining, XVLMForRetrieval, XVLMForGrounding),
+        (XVLMForPreTraining, XVLMForRetrieval, XVLMForGrounding, XVLMForCaptioning),
     ),
 }
 AUTO_CLASSES = {
@@ -150,6 +157,7 @@ AUTO_CLASSES = {
         AutoModelForVisualReasoning,
         AutoModelForVisualEntailment,
         AutoModelForTextAssignment,
+        AutoModelForCaptioning,
     )
 }
 

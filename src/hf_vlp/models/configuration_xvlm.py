@@ -15,13 +15,15 @@ class XVLMConfig(ImageTextConfig):
     - `head_layer_norm_eps`: of the matching and box heads;
     - `bbox_weight`, `giou_weight`: weights of the box losses;
     - `official_gather_gradient`: give features gathered from other processes the official code's gradient,
-      which is 1/number of processes of the true one on both encoders.
+      which is 1/number of processes of the true one on both encoders;
+    - `label_smoothing`: share of probability that captions give to other words, 0 in domain pretraining.
     """
 
     model_type = "vlp_xvlm"
     # loss terms, and what has no row for each row of the batch
     keys_to_ignore_at_inference = ["loss_itc", "loss_itm", "loss_mlm", "loss_bbox", "loss_giou"]
     keys_to_ignore_at_inference += ["itm_logits", "mlm_logits", "logits_per_image"]
+    keys_to_ignore_at_inference += ["lm_logits"]
     # Swin-B, `config_swinB_224.json` of the official code
     default_vision_config: ClassVar[dict[str, Any]] = {
         "model_type": "swin",
@@ -34,3 +36,4 @@ class XVLMConfig(ImageTextConfig):
     bbox_weight: float | int = 1.0
     giou_weight: float | int = 1.0
     official_gather_gradient: bool = False
+    label_smoothing: float | int = 0.1

@@ -1,4 +1,5 @@
-"""What tests/test_distributed.py runs on two processes: OUTPUT_DIR gradients|train|teacher|dictionary."""
+"""What tests/test_distributed.py runs on two processes: OUTPUT_DIR
+gradients|train|teacher|dictionary|captions."""
 
 import json
 import sys
@@ -9,6 +10,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 from tiny import (
+    caption_batch,
     lxmert_pretraining_batch,
     pretraining_batch,
     region_batch,
@@ -35,6 +37,7 @@ from hf_vlp import (
     LXMERTForRetrieval,
     LXMERTForVisualEntailment,
     LXMERTForVisualReasoning,
+    XVLMForCaptioning,
     XVLMForPreTraining,
     XVLMForRetrieval,
 )
@@ -57,7 +60,10 @@ def joint_batches() -> dict[str, tuple[type[PreTrainedModel], Batch, dict]]:
     sentences["visual_attention_mask"] = torch.ones_like(
         sentences["visual_attention_mask"]
     )  # of equal weight
+    captions = caption_batch()
+    captions["labels"][0, -1] = -100  # of equal weight
     return {
+        "captioning": (XVLMForCaptioning, captions, {}),
         "lxmert_pretraining": (LXMERTForPreTraining, sentences, {}),
         "lxmert_answering": (LXMERTForQuestionAnswering, soft_answer_batch(), {}),
         "lxmert_reasoning": (LXMERTForVisualReasoning, visual_pair_batch(), {}),
@@ -174,6 +180,24 @@ def write_teacher(output_dir: Path):
     )
 
 
+def write_captions(output_dir: Path):
+    """Two steps of self-critical training, each process with samples and rewards of its own."""
+    from test_training_captioning import trainer
+
+    records, rank = [], dist.get_rank()
+
+    def reward(captions, references):
+        records.append(captions)
+        return [float(len(caption)) for caption in captions]
+
+    run = trainer(output_dir, reward, max_steps=2, per_device_train_batch_size=2)
+    before = weights(run)
+    run.train()
+    save_file(before, output_dir / f"before{rank}.safetensors")
+    save_file(weights(run), output_dir / f"captions{rank}.safetensors")
+    (output_dir / f"captions{rank}.json").write_text(json.dumps(records))
+
+
 def write_dictionary(output_dir: Path):
     """Three steps of SOHO's dictionary, each process with cells of its own."""
     rank, dictionary = dist.get_rank(), VisualDictionary(tiny_soho_config()).train()
@@ -192,6 +216,6 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     tasks = {"gradients": write_gradients, "train": write_training, "teacher": write_teacher}
-    tasks["dictionary"] = write_dictionary
+    tasks |= {"dictionary": write_dictionary, "captions": write_captions}
     tasks[sys.argv[2]](Path(sys.argv[1]))
     dist.destroy_process_group()

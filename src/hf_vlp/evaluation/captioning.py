@@ -71,8 +71,10 @@ def write_captions(
     num_beams: int = 3,
     max_length: int = 20,
     min_length: int = 5,
+    prompt: str | None = None,
 ) -> list[str]:
-    """A caption of each image, equal ones read once, as the official code decodes.
+    """A caption of each image, equal ones read once, as the official code decodes; `prompt` in place of the
+    processor's.
 
     Raises:
         ValueError: `num_beams` below 1.
@@ -82,13 +84,13 @@ def write_captions(
     visual = visual_inputs(model, processor, images)
     ids = model.generate(
         **visual.inputs,
-        input_ids=processor.encode_prompt()["input_ids"].to(model.device),
+        input_ids=processor.encode_prompt(prompt)["input_ids"].to(model.device),
         num_beams=num_beams,
         max_length=max_length,
         min_length=min_length,
         official_length=num_beams > 1,
     )
-    return processor.decode_captions(ids[visual.index])
+    return processor.decode_captions(ids[visual.index], prompt)
 
 
 def row_captions(row: dict) -> list[str]:

@@ -53,9 +53,10 @@ class XVLMProcessor(ImageTextProcessor):
         """
         return super().from_config(config, tokenizer, patch_size=trunk_stride(config.vision_config), **kwargs)
 
-    def encode_prompt(self) -> dict[str, Tensor]:
+    def encode_prompt(self, prompt: str | None = None) -> dict[str, Tensor]:
         """What `generate` of a captioning model goes on from: `input_ids` (1, L), `[CLS] prompt`."""
-        return {"input_ids": self.tokenizer([self.prompt], return_tensors="pt").input_ids}
+        prompt = self.prompt if prompt is None else prompt
+        return {"input_ids": self.tokenizer([prompt], return_tensors="pt").input_ids}
 
     def encode_captions(self, captions: Sequence[str]) -> dict[str, Tensor]:
         """Captions, uncleaned, to what a captioning model learns from.
@@ -80,9 +81,10 @@ class XVLMProcessor(ImageTextProcessor):
         labels[:, : self.encode_prompt()["input_ids"].shape[1]] = -100
         return {**batch, "labels": labels}
 
-    def decode_captions(self, ids: Tensor) -> list[str]:
+    def decode_captions(self, ids: Tensor, prompt: str | None = None) -> list[str]:
         """Captions (R, L) back to text, up to the first [SEP], without the prompt."""
-        return [text.removeprefix(self.prompt).strip() for text in self.decode_answers(ids)]
+        prompt = self.tokenizer.decode(self.encode_prompt(prompt)["input_ids"][0, 1:])
+        return [text.removeprefix(prompt).strip() for text in self.decode_answers(ids)]
 
     def encode_regions(
         self, boxes: Sequence[Tensor | Sequence], image_sizes: Sequence[tuple[int, int]]

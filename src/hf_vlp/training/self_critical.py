@@ -2,7 +2,8 @@
 model draws are learnt by how much better they are than the one it would write.
 """
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -66,9 +67,10 @@ class SelfCriticalTrainer(VLPTrainer):
             self.evaluation_terms.add(outputs, len(images))
             return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
 
-        samples = self._write(
-            model, images, prompts, do_sample=True, top_k=0, num_return_sequences=self.num_samples
-        )
+        with self._own_randomness(images.device):
+            samples = self._write(
+                model, images, prompts, do_sample=True, top_k=0, num_return_sequences=self.num_samples
+            )
         repeated = [texts for texts in references for _ in range(self.num_samples)]
         rewards = self._rewards(samples, repeated)
         advantages = rewards - greedy.repeat_interleave(self.num_samples)
@@ -81,6 +83,15 @@ class SelfCriticalTrainer(VLPTrainer):
         }
         self.training_terms.add(outputs)
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
+
+    @contextlib.contextmanager
+    def _own_randomness(self, device: torch.device) -> Iterator[None]:
+        """Random numbers that differ between processes, whose generators are alike."""
+        seed = int(torch.randint(2**62, ())) + self.args.process_index
+        devices = [] if device.type == "cpu" else [device]
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(seed)
+            yield
 
     def _write_greedily(self, model: nn.Module, images: Tensor, prompts: Tensor) -> Tensor:
         was_training = model.training

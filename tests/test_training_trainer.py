@@ -349,7 +349,11 @@ def test_recipes(tmp_path, name):
     if name.startswith("xvlm"):
         assert args.official_adamw and args.weight_decay == 0.01 and args.lr_scheduler_type == "linear"
         assert (args.adam_beta1, args.adam_beta2, args.adam_epsilon) == (0.9, 0.98, 1e-8)
-        assert args.learning_rate == (1e-4 if pretraining and "grounding" not in name else 3e-5)
+        if name in ("xvlm_caption", "xvlm_caption_scst"):
+            assert args.learning_rate == 1e-5
+        else:
+            on_regions = pretraining and not name.startswith(("xvlm_grounding", "xvlm_caption"))
+            assert args.learning_rate == (1e-4 if on_regions else 3e-5)
     elif name.startswith("lxmert"):
         assert args.bert_adam and args.weight_decay == 0.01 and args.lr_scheduler_type == "linear"
         assert (args.adam_beta1, args.adam_beta2, args.adam_epsilon) == (0.9, 0.999, 1e-6)

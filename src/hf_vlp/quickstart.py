@@ -149,7 +149,9 @@ def tiny_processor(words: Iterable[str], image_size: int) -> XVLMProcessor:
 def tiny_config(processor: XVLMProcessor) -> XVLMConfig:
     """X-VLM of about a third of a million parameters."""
     vision = SwinConfig(image_size=processor.image_processor.size["height"], **SWIN)
-    text = VLPTextConfig(vocab_size=len(processor.tokenizer), **TEXT)
+    tokenizer = processor.tokenizer
+    ends = {"bos_token_id": tokenizer.cls_token_id, "eos_token_id": tokenizer.sep_token_id}  # of captions
+    text = VLPTextConfig(vocab_size=len(tokenizer), **ends, **TEXT)
     return XVLMConfig(vision_config=vision, text_config=text, **CONFIG)
 
 

@@ -32,6 +32,7 @@ from hf_vlp import (
     SOHOForRetrieval,
     SOHOForVisualEntailment,
     SOHOForVisualReasoning,
+    XVLMForCaptioning,
     XVLMForGrounding,
     XVLMForPreTraining,
     XVLMForQuestionAnswering,
@@ -71,6 +72,7 @@ XVLM = (
     XVLMForQuestionAnswering,
     XVLMForVisualEntailment,
     XVLMForVisualReasoning,
+    XVLMForCaptioning,
 )
 
 LXMERT_ANSWERS = ["yes", "no", "red", "blue", "1", "2"]

@@ -19,6 +19,7 @@ KINDS = {
     "xvlm_vqa": hf_vlp.XVLMForQuestionAnswering,
     "xvlm_nlvr": hf_vlp.XVLMForVisualReasoning,
     "text_assignment": hf_vlp.XVLMForTextAssignment,
+    "xvlm_captioning": hf_vlp.XVLMForCaptioning,
 }
 
 
@@ -72,7 +73,7 @@ def test_file_to_folder(official, name, tmp_path):
     batch = processor(images=[torch.zeros(3, 5, 9)], text=["a circle"])
     assert batch.pixel_values.shape == (1, 3, size, size)
     patches = processor.encode_regions([[[0, 0, 9, 5]]], [(5, 9)])["region_patch_mask"]
-    assert patches.shape[1] == model.get_image_features(batch.pixel_values).last_hidden_state.shape[1] - 1
+    assert patches.shape[1] == model.base_model.vision_model(batch.pixel_values).shape[1] - 1
     assert (tmp_path / "out" / "modeling_xvlm.py").exists()
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
@@ -105,12 +106,6 @@ def test_window_and_size_are_read(official, window, with_masks):
     swin = convert_state_dict(state, heads).model.config.vision_config
     assert swin.window_size == window
     assert swin.image_size == window * swin.patch_size * 2 ** (stages - 1)
-
-
-def test_a_captioning_file_is_refused(official):
-    state, heads = official("xvlm_vqa")
-    with pytest.raises(ValueError, match="captioning"):
-        convert_state_dict({k: v for k, v in state.items() if not k.startswith("text_encoder.")}, heads)
 
 
 @pytest.mark.parametrize("kind", ["xvlm_nlvr", "text_assignment"])
@@ -196,6 +191,16 @@ def test_outputs_and_tokenizers_that_do_not_fit(official, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["full", "official.th"]
 
 
+def test_a_decoder_of_another_width_or_incomplete_is_refused(official):
+    """A decoder without a text encoder is one of captions."""
+    state, heads = official("xvlm_vqa")
+    with pytest.raises(ValueError, match="misshapen"):
+        convert_state_dict({k: v for k, v in state.items() if not k.startswith("text_encoder.")}, heads)
+    state, heads = official("xvlm_captioning")
+    with pytest.raises(ValueError, match="misses"):
+        convert_state_dict(_without(state, "text_decoder.cls.predictions.transform"), heads)
+
+
 @pytest.mark.parametrize("twin", ["weight", "bias"])
 def test_tied_tensors_that_differ_are_refused(official, twin):
     state, heads = official("xvlm_pretrain_image")
@@ -210,7 +215,12 @@ def test_a_pretraining_file_starts_every_task(official, tmp_path):
     convert_checkpoint(
         tmp_path / "official.th", tmp_path / "out", tiny_tokenizer(), num_attention_heads=heads
     )
-    for head in (hf_vlp.XVLMForRetrieval, hf_vlp.XVLMForGrounding, hf_vlp.XVLMModel):
+    for head in (
+        hf_vlp.XVLMForRetrieval,
+        hf_vlp.XVLMForGrounding,
+        hf_vlp.XVLMForCaptioning,
+        hf_vlp.XVLMModel,
+    ):
         model, info = head.from_pretrained(tmp_path / "out", output_loading_info=True)
         assert not info["missing_keys"] and model.new_parameters == frozenset()
     model = hf_vlp.XVLMForQuestionAnswering.from_pretrained(tmp_path / "out")

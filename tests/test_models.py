@@ -19,6 +19,7 @@ from tiny import (
     canvas_pair_batch,
     canvas_retrieval_batch,
     canvas_text_batch,
+    caption_batch,
     entailment_batch,
     grounding_batch,
     image_batch,
@@ -54,6 +55,7 @@ from transformers import (
 
 import hf_vlp
 from hf_vlp import (
+    AutoModelForCaptioning,
     AutoModelForGrounding,
     AutoModelForRetrieval,
     AutoModelForTextAssignment,
@@ -87,6 +89,7 @@ CASES = {
     "xvlm_clip": (hf_vlp.XVLMModel, AutoModel, _model_batch),  # and with RoBERTa
     "xvlm_clip-pretraining-images": (hf_vlp.XVLMForPreTraining, AutoModelForPreTraining, _image_pretraining),
     "xvlm_clip-pretraining-regions": (hf_vlp.XVLMForPreTraining, AutoModelForPreTraining, region_batch),
+    "xvlm-captioning": (hf_vlp.XVLMForCaptioning, AutoModelForCaptioning, caption_batch),
     "albef": (hf_vlp.ALBEFModel, AutoModel, _model_batch),
     "albef-pretraining": (hf_vlp.ALBEFForPreTraining, AutoModelForPreTraining, _image_pretraining),
     "albef-retrieval": (hf_vlp.ALBEFForRetrieval, AutoModelForRetrieval, retrieval_batch),
@@ -141,6 +144,8 @@ FLOORS = {  # of the loss, where captions of one image share their target, or an
     "xvlm-retrieval": 2 / 4 * math.log(2),
     "xvlm-weak-grounding": 2 / 4 * math.log(2),
     "xvlm-answering": (0.7 * -math.log(0.7) + 0.3 * -math.log(0.3)) / 4,
+    # smoothed labels, of which each of the 39 other words has 0.1 / 40
+    "xvlm-captioning": -0.9 * math.log(0.9 / 0.9975) - 39 * 0.0025 * math.log(0.0025 / 0.9975),
     "soho-pretraining": 0.1 * math.log(1 + 5 * math.exp(-1)),  # cosines are bounded
     "albef-pretraining": 1 / 8 * math.log(2),  # the queue holds the last pair once more
     "albef-retrieval": math.log(2),  # these two know by their ids which

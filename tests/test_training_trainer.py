@@ -349,7 +349,13 @@ def test_recipes(tmp_path, name):
     if name.startswith("xvlm"):
         assert args.official_adamw and args.weight_decay == 0.01 and args.lr_scheduler_type == "linear"
         assert (args.adam_beta1, args.adam_beta2, args.adam_epsilon) == (0.9, 0.98, 1e-8)
-        rates = {"xvlm_pretrain_4m": 1e-4, "xvlm_pretrain_16m": 1e-4, "xvlm_vqa": 5e-5}
+        rates = {
+            "xvlm_pretrain_4m": 1e-4,
+            "xvlm_pretrain_16m": 1e-4,
+            "xvlm_vqa": 5e-5,
+            "xvlm_caption": 1e-5,
+            "xvlm_caption_scst": 1e-5,
+        }
         assert args.learning_rate == ({"xvlm_grounding_weak": 2e-5} | rates).get(name, 3e-5)
         assert args.max_grad_norm == (1.0 if pretraining else 0.0)
     elif name.startswith("lxmert"):

@@ -230,6 +230,14 @@ def answer_batch(padding: int = 0, rows: int = 4) -> dict[str, torch.Tensor]:
     }
 
 
+def caption_batch(padding: int = 0, rows: int = 4) -> dict[str, torch.Tensor]:
+    """Two captions of each image, [CLS] and a word as their prompt."""
+    batch = {**image_batch(rows // 2), **text_batch(rows, padding=padding)}
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    labels[:, :2] = -100
+    return {**batch, "labels": labels}
+
+
 def entailment_batch(padding: int = 0, rows: int = 4) -> dict[str, torch.Tensor]:
     """Two sentences on each image."""
     return {

@@ -58,9 +58,11 @@ Tokenizer = Annotated[
 ]
 
 
-PredictTask = Literal["vqa", "retrieval", "grounding", "entailment", "reasoning"]
-TrainTask = Literal["pretrain", "retrieval", "grounding", "vqa", "reasoning", "entailment", "assignment"]
-EvaluateTask = Literal["retrieval", "grounding", "vqa", "reasoning", "entailment", "foils"]
+PredictTask = Literal["vqa", "retrieval", "grounding", "entailment", "reasoning", "captioning"]
+TrainTask = Literal[
+    "pretrain", "retrieval", "grounding", "vqa", "reasoning", "entailment", "assignment", "captioning"
+]
+EvaluateTask = Literal["retrieval", "grounding", "vqa", "reasoning", "entailment", "foils", "captioning"]
 Model = Annotated[str, typer.Argument(help="Folder or Hub name of a model.")]
 Rows = Annotated[
     str,
@@ -97,8 +99,12 @@ def predict(
     images: Annotated[list[str], typer.Argument(help="Images; for reasoning left and right ones in turn.")],
     task: Annotated[PredictTask, typer.Option(help="What to do.", show_default=False)],
     text: Annotated[
-        list[str], typer.Option(help="A question, caption, phrase or sentence; repeat it for more.")
-    ],
+        list[str] | None,
+        typer.Option(
+            help="A question, caption, phrase or sentence; repeat it for more. For captioning a prompt.",
+            show_default=False,
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(help="A .json file for the predictions, or a .png or .jpg for a picture of them."),
@@ -122,7 +128,7 @@ def predict(
     """
     from .commands.predict import run
 
-    printed = run(task, model, images, text, out, answers, proposals, extractor, top_k, batch_size)
+    printed = run(task, model, images, text or [], out, answers, proposals, extractor, top_k, batch_size)
     if printed is not None:
         typer.echo(printed)
 
@@ -161,6 +167,24 @@ def train(
     teacher: Annotated[
         bool, typer.Option(help="Learn from the momentum teacher, where the paper does.")
     ] = True,
+    prompt: Annotated[
+        str | None,
+        typer.Option(
+            help='For captioning: what captions begin with, in place of the model\'s own; "" for nothing.',
+            show_default=False,
+        ),
+    ] = None,
+    label_smoothing: Annotated[
+        float | None,
+        typer.Option(
+            help="For captioning: share of probability for other words, in place of the model's own.",
+            show_default=False,
+        ),
+    ] = None,
+    self_critical: Annotated[
+        bool,
+        typer.Option("--self-critical", help="For captioning: learn from the CIDEr-D of drawn captions."),
+    ] = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the last complete checkpoint in --out.")
     ] = False,
@@ -172,7 +196,7 @@ def train(
     ] = None,
 ) -> None:
     """Train a head on your rows, and save it with its processor."""
-    from .commands.train import run
+    from .commands.train import CaptionOptions, run
 
     pairs = [setting.partition("=") for setting in settings or []]
     plain = {
@@ -199,6 +223,7 @@ def train(
         teacher=teacher,
         resume=resume,
         fields=fields,
+        captions=CaptionOptions(prompt, label_smoothing, self_critical),
     )
     typer.echo(f"saved to {out}")
 
@@ -399,8 +424,8 @@ def xvlm(
 ) -> None:
     """Convert an official X-VLM checkpoint, pre-trained or fine-tuned, and report every key.
 
-    Its kind is read from the keys: pre-training, retrieval, grounding, visual question answering, NLVR2, or
-    NLVR2's text assignment.
+    Its kind is read from the keys: pre-training, retrieval, grounding, visual question answering, NLVR2,
+    NLVR2's text assignment, or captioning.
     """
     from .conversion.xvlm import convert_checkpoint
 

@@ -13,6 +13,7 @@ from transformers.utils import logging
 
 from .models.auto import (
     MODELS,
+    AutoModelForCaptioning,
     AutoModelForGrounding,
     AutoModelForRetrieval,
     AutoModelForTextAssignment,
@@ -29,6 +30,7 @@ AUTO_CLASSES = {
     "reasoning": AutoModelForVisualReasoning,
     "entailment": AutoModelForVisualEntailment,
     "assignment": AutoModelForTextAssignment,
+    "captioning": AutoModelForCaptioning,
 }
 
 
@@ -76,8 +78,10 @@ def load_head(
             f"{name} holds {saved_as}, some of whose weights have other sizes in {head.__name__}; train it "
             "from a folder without them, such as the pre-trained model"
         ) from error
-    # a twin's weights are a place to start from, and no trained part
-    is_new = model.new_parameters or info["unexpected_keys"] or (head._twins and saved_as != head.__name__)
+    # weights of a twin, or of pretraining under other names, are a place to start from, no trained part
+    starts_from_others = head._twins or getattr(head, "_pretrained_keys", None)
+    is_new = info["unexpected_keys"] or (starts_from_others and saved_as != head.__name__)
+    is_new = model.new_parameters or is_new
     if needs_weights and is_new:
         raise ValueError(
             f"{name} holds {saved_as}; as {head.__name__} it would be new in part and has to be trained "

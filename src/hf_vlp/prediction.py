@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
+from .evaluation.captioning import write_captions
 from .evaluation.classification import pair_inputs
 from .evaluation.inference import batched, evaluating, to_model, visual_inputs
 from .evaluation.pairs import read_images, read_texts, scores_pairs
@@ -38,6 +39,7 @@ from .models.modeling_soho_tasks import (
     SOHOForVisualReasoning,
 )
 from .models.modeling_xvlm import XVLMForGrounding
+from .models.modeling_xvlm_captioning import XVLMForCaptioning
 
 Prediction = dict[str, Any]
 RANKED = 128  # answers that are scored whole, as in the official code
@@ -48,7 +50,7 @@ def predict(
     model: PreTrainedModel,
     processor: ProcessorMixin,
     images: Sequence,
-    texts: Sequence[str],
+    texts: Sequence[str] = (),
     **options,
 ) -> list[Prediction]:
     """Do a task with its head (`load_head`) on images and texts.
@@ -60,6 +62,7 @@ def predict(
     | "grounding" | `locate_texts` | one image for all, or as many as texts |
     | "entailment" | `judge_entailment` | one image for all, or as many as texts |
     | "reasoning" | `judge_pairs` | two images for all, or two for each text, one after the other |
+    | "captioning" | `describe_images` | images only, or one text, the prompt of all |
 
     One text for several images, or pairs of images, is said of each of them. `options` are those of the
     function.
@@ -280,6 +283,37 @@ def judge_pairs(
     return _judged(rows, torch.cat(logits), ["false", "true"])
 
 
+def describe_images(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    images: Sequence,
+    texts: Sequence[str] = (),
+    num_beams: int = 3,
+    max_length: int = 20,
+    min_length: int = 5,
+    batch_size: int = 32,
+) -> list[Prediction]:
+    """Write a caption of each image, by the settings and the rule of X-VLM's code; `texts` may hold a prompt
+    in place of the processor's own.
+
+    Returns:
+        Of each image `image` and `caption`, without the prompt.
+
+    Raises:
+        ValueError: no images, several prompts, or `num_beams` or `batch_size` below 1.
+    """
+    if not len(images) or isinstance(texts, str) or len(texts) > 1:
+        raise ValueError(
+            f"images is {images!r} and texts {texts!r}; give at least one image, and no text but one prompt "
+            "for all"
+        )
+    prompt, captions = (texts[0] if len(texts) else None), []
+    with evaluating(model):
+        for batch in batched(images, batch_size):
+            captions += write_captions(model, processor, batch, num_beams, max_length, min_length, prompt)
+    return [{"image": place, "caption": caption} for place, caption in enumerate(captions)]
+
+
 PREDICTORS: dict[str, tuple[Callable[..., list[Prediction]], tuple[type, ...]]] = {
     "vqa": (
         answer_questions,
@@ -292,6 +326,7 @@ PREDICTORS: dict[str, tuple[Callable[..., list[Prediction]], tuple[type, ...]]] 
         (EntailmentHead, LXMERTForVisualEntailment, SOHOForVisualEntailment),
     ),
     "reasoning": (judge_pairs, (ReasoningHead, LXMERTForVisualReasoning, SOHOForVisualReasoning)),
+    "captioning": (describe_images, (XVLMForCaptioning,)),
 }
 
 

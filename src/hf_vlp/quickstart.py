@@ -150,7 +150,10 @@ def tiny_config(processor: XVLMProcessor) -> XVLMConfig:
     """X-VLM of about a third of a million parameters."""
     vision = SwinConfig(image_size=processor.image_processor.size["height"], **SWIN)
     tokenizer = processor.tokenizer
-    ends = {"bos_token_id": tokenizer.cls_token_id, "eos_token_id": tokenizer.sep_token_id}  # of answers
+    ends = {
+        "bos_token_id": tokenizer.cls_token_id,
+        "eos_token_id": tokenizer.sep_token_id,
+    }
     text = VLPTextConfig(vocab_size=len(tokenizer), **ends, **TEXT)
     return XVLMConfig(vision_config=vision, text_config=text, **CONFIG)
 

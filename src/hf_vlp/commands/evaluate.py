@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from ..evaluation import (
+    evaluate_captioning,
     evaluate_entailment,
     evaluate_foils,
     evaluate_grounding,
@@ -14,6 +15,7 @@ from ..evaluation import (
     evaluate_reasoning,
     evaluate_retrieval,
     majority_answer_accuracy,
+    majority_caption_metrics,
     majority_label_accuracy,
     random_object_accuracy,
     retrieval_recall,
@@ -32,6 +34,7 @@ TASKS = {
     "reasoning": ("reasoning", ("images", "sentence", "label")),
     "entailment": ("entailment", ("image", "sentence", "label")),
     "foils": ("retrieval", ("image", "caption", "foil")),
+    "captioning": ("captioning", ("image", "caption")),
 }
 
 
@@ -81,6 +84,10 @@ def run(
         baseline, baseline_name = {"accuracy": 0.5}, "a coin"
     elif task == "grounding":
         metrics, baseline, baseline_name = _grounding(*inputs, **settings)
+    elif task == "captioning":
+        metrics = evaluate_captioning(*inputs, **settings).metrics
+        baseline = majority_caption_metrics(without_images(rows))
+        baseline_name = "the most frequent caption of these rows under all images"
     elif task == "vqa":
         answer_list = answers and read_answers(answers)
         result = evaluate_question_answering(*inputs, answer_list, top_k=top_k, **settings)

@@ -4,10 +4,12 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import datasets
 from transformers import HfArgumentParser, PreTrainedModel, ProcessorMixin, set_seed
 
+from ..data.caption_collators import CaptioningCollator, SelfCriticalCollator
 from ..data.collators import (
     CaptionCollator,
     Collator,
@@ -29,6 +31,8 @@ from ..data.masking import TokenMasking
 from ..data.mixing import MixedCollator, MixedDataset
 from ..data.soho_collators import SOHOPretrainingCollator, SOHOQuestionCollator
 from ..data.task_collators import EntailmentCollator, PairCollator, QuestionAnsweringCollator
+from ..data.transforms import as_texts
+from ..evaluation.caption_metrics import cider_d_reward
 from ..evaluation.question_answering import answer_classes
 from ..heads import load_head
 from ..models.image_text_heatmaps import HeatmapHead
@@ -36,10 +40,10 @@ from ..models.modeling_albef import ALBEFForPreTraining
 from ..models.modeling_lxmert import LXMERTPreTrainedModel
 from ..models.modeling_soho import SOHOPreTrainedModel
 from ..models.modeling_xvlm import XVLMForGrounding, XVLMForPreTraining
-from ..training import RECIPES, VLPTrainer, VLPTrainingArguments
+from ..training import RECIPES, SelfCriticalTrainer, VLPTrainer, VLPTrainingArguments
 from .loading import load_processor, place_extractor
 from .predict import read_answers
-from .rows import read_model_rows, read_rows
+from .rows import read_model_rows, read_rows, without_images
 
 REGION_COLUMNS = ("image", "phrases", "boxes")
 # task: collator, and the columns that it reads, images first
@@ -51,6 +55,7 @@ TASKS: dict[str, tuple[Callable[..., Collator], tuple[str, ...]]] = {
     "reasoning": (PairCollator, ("images", "sentence", "label")),
     "entailment": (EntailmentCollator, ("image", "sentence", "label")),
     "assignment": (CaptionCollator, ("image", "caption")),
+    "captioning": (CaptioningCollator, ("image", "caption")),
 }
 LXMERT_TASKS: dict[str, tuple[Callable[..., Collator], tuple[str, ...]]] = {
     "pretrain": (LXMERTPretrainingCollator, ("image", "caption", "image_id")),
@@ -65,6 +70,15 @@ SOHO_TASKS: dict[str, tuple[Callable[..., Collator], tuple[str, ...]]] = {
     "pretrain": (SOHOPretrainingCollator, ("image", "caption", "image_id")),
     "vqa": (SOHOQuestionCollator, ("image", "question", "answers")),
 }
+
+
+class CaptionOptions(NamedTuple):
+    """How captions are learnt: what they begin with and how much they are smoothed, None for the model's own,
+    and whether by self-critical training."""
+
+    prompt: str | None = None
+    label_smoothing: float | None = None
+    self_critical: bool = False
 
 
 def run(
@@ -83,6 +97,7 @@ def run(
     teacher: bool = True,
     resume: bool = False,
     fields: Mapping[str, str] | None = None,
+    captions: CaptionOptions = CaptionOptions(),  # noqa: B008
 ) -> None:
     """Train the head for `task` on the rows `data`, from the weights in `name`, and save it with its
     processor to `out`. X-VLM learns grounding from rows of texts, or of regions.
@@ -100,10 +115,12 @@ def run(
         teacher: learn from the momentum teacher, where the paper does.
         resume: go on from the last complete checkpoint in `out`.
         fields: of `VLPTrainingArguments`, values as text; they win over the recipe's.
+        captions: of captioning.
 
     Raises:
         ValueError: as `load_head`, `load_processor` and `read_model_rows`, an unknown recipe or field,
-            regions or answers for another head, LXMERT or SOHO without answers, or nothing to resume from.
+            regions, answers or options of captions for another head, LXMERT or SOHO without answers, or
+            nothing to resume from.
     """
     arguments = training_arguments(out, recipe, fields or {})
     set_seed(arguments.seed)
@@ -117,6 +134,10 @@ def run(
         raise ValueError(
             f"answers is {answers}, but {type(model).__name__} has no use for them; leave it out"
         )
+    if task == "captioning":
+        _set_captions(model, processor, captions)
+    elif captions != CaptionOptions():
+        raise ValueError(f"captions is {captions}, which {task} has no use for; leave its options out")
     rows, collator = _rows_and_collator(task, model, processor, data, split, augment, features)
     if "regions" not in rows.column_names:
         # processes beside this one, which read rows then, have no access to its GPU
@@ -127,7 +148,11 @@ def run(
         rows = MixedDataset(rows, read_rows(regions, split, REGION_COLUMNS))
         of_regions = RegionCollator(processor=processor, augment=augment, group_equal_texts=True)
         collator = MixedCollator(collator, of_regions)
-    trainer = VLPTrainer(
+    make_trainer = VLPTrainer
+    if captions.self_critical:
+        collator = SelfCriticalCollator(processor=processor, augment=augment)
+        make_trainer = partial(SelfCriticalTrainer, reward=_reward(rows, processor))
+    trainer = make_trainer(
         model, arguments, train_dataset=rows, data_collator=collator, processing_class=processor
     )
     trainer.train(resume_from_checkpoint=resume)
@@ -168,6 +193,22 @@ def _choose_among(model: PreTrainedModel, answers: Sequence[str] | None):
             f"answers is None, and the model does not say what its {classes} answers are; give the file of "
             "the answers to choose from"
         )
+
+
+def _set_captions(model: PreTrainedModel, processor: ProcessorMixin, captions: CaptionOptions):
+    """Prompt and smoothing, which are saved with the model."""
+    if captions.prompt is not None:
+        processor.prompt = processor.clean_text(captions.prompt) if captions.prompt else ""
+    if captions.label_smoothing is not None:
+        if not 0 <= captions.label_smoothing < 1:
+            raise ValueError(f"label_smoothing is {captions.label_smoothing}; use 0 to 1, less than 1")
+        model.config.label_smoothing = captions.label_smoothing
+
+
+def _reward(rows: datasets.Dataset, processor: ProcessorMixin) -> Callable[..., Any]:
+    """CIDEr-D by what words are frequent in the captions of the rows."""
+    texts = (as_texts(row["caption"]) for row in without_images(rows))
+    return cider_d_reward([[processor.clean_text(text) for text in of_image] for of_image in texts])
 
 
 def _rows_and_collator(

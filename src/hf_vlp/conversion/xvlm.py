@@ -1,5 +1,5 @@
-"""Official X-VLM checkpoints, with any of its encoders: files of pretraining, of NLVR2's text
-assignment, and of every task but captioning."""
+"""Official X-VLM checkpoints, with any of its encoders: files of pretraining, of NLVR2's text assignment,
+and of every task."""
 
 import math
 import re
@@ -11,7 +11,13 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase, SwinConfig
 
 from ..models.configuration_xvlm import XVLMConfig
-from ..models.modeling_xvlm import XVLMForGrounding, XVLMForPreTraining, XVLMForRetrieval, XVLMHead
+from ..models.modeling_xvlm import (
+    XVLMForGrounding,
+    XVLMForPreTraining,
+    XVLMForRetrieval,
+    XVLMPreTrainedModel,
+)
+from ..models.modeling_xvlm_captioning import XVLMForCaptioning
 from ..models.modeling_xvlm_tasks import (
     XVLMForQuestionAnswering,
     XVLMForTextAssignment,
@@ -77,10 +83,18 @@ def convert_state_dict(
     """
     model_class = _head_class(official)
     num_images = 2 if model_class in (XVLMForTextAssignment, XVLMForVisualReasoning) else 1
-    weights = OfficialWeights({strip_bert(key): value for key, value in official.items()})
+    pretraining_key = _pretraining_key if model_class is XVLMForCaptioning else str
+    weights = OfficialWeights({strip_bert(pretraining_key(key)): value for key, value in official.items()})
     config = _read_config(weights, num_attention_heads, num_vision_heads or num_attention_heads, num_images)
-    alias = partial(official_name, num_text_layers=config.text_config.num_text_layers, num_images=num_images)
-    renamed, report = rename_keys(official, _KEYS, _DROPPED, alias)
+    num_text_layers = config.text_config.num_text_layers
+    renamed, report = rename_keys(
+        official,
+        _KEYS,
+        _DROPPED,
+        lambda key: official_name(pretraining_key(key), num_text_layers, num_images),
+    )
+    renamed = {model_class.renamed(name): value for name, value in renamed.items()}
+    report.used = {key: [model_class.renamed(name) for name in names] for key, names in report.used.items()}
     if "model.temperature" in renamed:
         renamed["model.temperature"] = renamed["model.temperature"].reshape(-1)
     model = model_class(config)
@@ -113,12 +127,16 @@ def convert_checkpoint(
     return write_folder(checkpoint, output_dir, convert, XVLMProcessor, tokenizer, image_size)
 
 
-def _head_class(state: Mapping[str, Tensor]) -> type[XVLMHead]:
+def _pretraining_key(key: str) -> str:
+    """A key of a captioning file as pretraining has it."""
+    return re.sub(r"^text_decoder\.", "text_encoder.", key)
+
+
+def _head_class(state: Mapping[str, Tensor]) -> type[XVLMPreTrainedModel]:
     refuse_other_kinds(state, _OTHER_KINDS, "X-VLM")
-    if any(key.startswith("text_decoder.") for key in state):
-        if not any(key.startswith("text_encoder.") for key in state):
-            raise ValueError("the checkpoint is a captioning file; X-VLM files of other tasks are converted")
-        return XVLMForQuestionAnswering
+    parts = {key.partition(".")[0] for key in state}
+    if "text_decoder" in parts:  # that of captions is the whole text encoder of pretraining
+        return XVLMForQuestionAnswering if "text_encoder" in parts else XVLMForCaptioning
     if "ta_head.weight" in state:
         return XVLMForTextAssignment
     has = {name for name in ("itm_head", "bbox_head", "cls_head") if f"{name}.0.weight" in state}

@@ -53,7 +53,7 @@ Row = dict[str, Any]
 
 class Processor(Protocol):
     """What the collators ask of a processor; `XVLMProcessor` fits, and `ALBEFProcessor` where there are no
-    boxes.
+    boxes and no captions to write.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -69,6 +69,10 @@ class Processor(Protocol):
     def encode_questions(self, questions: Any) -> dict[str, Tensor]: ...
 
     def encode_answers(self, answers: Any) -> dict[str, Tensor]: ...
+
+    def encode_captions(self, captions: Any) -> dict[str, Tensor]: ...
+
+    def encode_prompt(self) -> dict[str, Tensor]: ...
 
 
 @dataclass(kw_only=True)

@@ -54,6 +54,7 @@ from .modeling_soho_tasks import (
     SOHOForVisualReasoning,
 )
 from .modeling_xvlm import XVLMForGrounding, XVLMForPreTraining, XVLMForRetrieval, XVLMModel
+from .modeling_xvlm_captioning import XVLMForCaptioning
 from .modeling_xvlm_tasks import (
     XVLMForQuestionAnswering,
     XVLMForTextAssignment,
@@ -93,6 +94,12 @@ class AutoModelForVisualEntailment(_BaseAutoModelClass):
 
 class AutoModelForTextAssignment(_BaseAutoModelClass):
     """Loads the head of any model of this package that learns which of two images a text belongs to."""
+
+    _model_mapping = _LazyAutoMapping(CONFIG_MAPPING_NAMES, OrderedDict())
+
+
+class AutoModelForCaptioning(_BaseAutoModelClass):
+    """Loads the head of any model of this package that writes captions."""
 
     _model_mapping = _LazyAutoMapping(CONFIG_MAPPING_NAMES, OrderedDict())
 
@@ -153,6 +160,7 @@ MODELS = {
             XVLMForTextAssignment,
             XVLMForGrounding,
             XVLMForWeakGrounding,
+            XVLMForCaptioning,
         ),
     ),
 }
@@ -166,6 +174,7 @@ AUTO_CLASSES = {
         AutoModelForVisualReasoning,
         AutoModelForVisualEntailment,
         AutoModelForTextAssignment,
+        AutoModelForCaptioning,
     )
 }
 

@@ -21,13 +21,15 @@ class XVLMConfig(ImageTextConfig):
     - `gradcam_layer`: without it the fourth of six fusion layers, as in the official code, and of others the
       one as high;
     - `official_gather_gradient`: give features gathered from other processes the official code's gradient,
-      which is 1/number of processes of the true one on both encoders.
+      which is 1/number of processes of the true one on both encoders;
+    - `label_smoothing`: share of probability that captions give to other words, 0 in domain pretraining.
     """
 
     model_type = "vlp_xvlm"
     # loss terms, and what has no row for each row of the batch
     keys_to_ignore_at_inference = ["loss_itc", "loss_itm", "loss_mlm", "loss_bbox", "loss_giou"]
     keys_to_ignore_at_inference += ["itm_logits", "mlm_logits", "logits_per_image", "answer_losses"]
+    keys_to_ignore_at_inference += ["lm_logits"]
     # Swin-B, `config_swinB_224.json` of the official code
     default_vision_config: ClassVar[dict[str, Any]] = {
         "model_type": "swin",
@@ -41,6 +43,7 @@ class XVLMConfig(ImageTextConfig):
     bbox_weight: float | int = 1.0
     giou_weight: float | int = 1.0
     official_gather_gradient: bool = False
+    label_smoothing: float | int = 0.1
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)

@@ -4,6 +4,7 @@ B: images, R: texts and their visual concepts, S = 1 + N image tokens, L: text l
 width, P: projection width, H: heads, d = D / H.
 """
 
+import re
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -53,6 +54,9 @@ class ImageTextPreTrainedModel(VLPPreTrainedModel):
         r"(^|\.)(\w+_head|image_projection|text_projection)\.",
         r"(^|\.)temperature$",
     ]
+    # what weights of the base model or of pretraining become in a head that holds them elsewhere: pattern of
+    # the old name, and the new one
+    _pretrained_keys: dict[str, str] = {}
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
@@ -92,10 +96,18 @@ class ImageTextPreTrainedModel(VLPPreTrainedModel):
         model = cls(cls.config_class(vision_config=trunk.config, text_config=text_config, **config_fields))
         state = {f"vision_model.trunk.{name}": value for name, value in trunk.state_dict().items()}
         state |= text_and_fusion_weights(bert.state_dict(), text_config, bert.config.num_hidden_layers)
+        state = {cls.renamed(name): value for name, value in state.items()}
         model.new_parameters = load_public_weights(model, state)
         if image_size is not None:
             model.set_image_size(image_size)
         return model.eval()
+
+    @classmethod
+    def renamed(cls, name: str) -> str:
+        """The name in this head of a weight of the base model or of pretraining."""
+        for pattern, target in cls._pretrained_keys.items():
+            name = re.sub(pattern, target, name)
+        return name
 
 
 class ImageTextModel(ImageTextPreTrainedModel):

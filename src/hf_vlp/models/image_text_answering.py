@@ -149,15 +149,9 @@ class AnsweringHead(LabelledHead):
         Raises:
             ValueError: the config does not tell which ids answers begin and end with.
         """
-        bos, eos = self.config.text_config.bos_token_id, self.config.text_config.eos_token_id
-        if bos is None or eos is None:
-            raise ValueError(
-                f"text_config.bos_token_id is {bos} and text_config.eos_token_id {eos}; set them to the ids "
-                "of [CLS] and [SEP]"
-            )
+        starts = self.decoder.first_words(len(input_ids))
         with torch.no_grad():
             context = read_questions(self, pixel_values, input_ids, attention_mask, image_index)
-        starts = input_ids.new_full((len(input_ids), 1), bos)
         settings = {"max_new_tokens": 10, **generation_kwargs}
         return self.decoder.generate(starts, context=context, past_key_values=DynamicCache(), **settings)
 

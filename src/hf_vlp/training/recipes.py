@@ -184,6 +184,13 @@ RECIPES: dict[str, dict] = {
     "xvlm_nlvr": dict(_XVLM, per_device_train_batch_size=10, num_train_epochs=10),
     # Not in the paper: X-VLM's optimizer, ALBEF's batch and epochs.
     "xvlm_entailment": dict(_XVLM, per_device_train_batch_size=32, num_train_epochs=5),
+    # Captions. The step before: 224 pixels, 40 words, no prompt, no smoothing, 2 epochs of 5,114,489 pairs.
+    # Global batch 1,024 pairs (128 x 8 GPUs).
+    "xvlm_caption_pretrain": dict(_XVLM, per_device_train_batch_size=128, max_steps=9_990, max_grad_norm=1.0),
+    # COCO: 384 pixels, 5 epochs of 566,747 captions. Global batch 256 captions (32 x 8 GPUs).
+    "xvlm_caption": dict(_XVLM, learning_rate=1e-5, per_device_train_batch_size=32, max_steps=11_070),
+    # With `SelfCriticalTrainer`: 5 epochs. Global batch 64 images with 5 samples each (8 x 8 GPUs).
+    "xvlm_caption_scst": dict(_XVLM, learning_rate=1e-5, per_device_train_batch_size=8, max_steps=44_275),
 }
 
 

@@ -237,7 +237,8 @@ def test_each_head_has_its_collator(augment, folder):
     assert collator_of("grounding", ALBEFForGrounding).crop_scale is None
     assert collator_of("retrieval", ALBEFForRetrieval).crop_scale == (0.5, 1.0)
     assert isinstance(collator_of("grounding", XVLMForGrounding), GroundingCollator)
-    assert isinstance(collator_of("regions", XVLMForGrounding), RegionGroundingCollator)
+    of_regions = collator_of("regions", XVLMForGrounding)
+    assert isinstance(of_regions, RegionGroundingCollator) and of_regions.max_pairs == 24
     assert collator_of("grounding", XVLMForWeakGrounding).crop_scale is None
 
 

@@ -238,7 +238,6 @@ def test_grounding_batch(processor):
 def test_several_texts_per_image_for_grounding(processor):
     """Regions without their captions, as many texts per image as there are regions."""
     batch = RegionGroundingCollator(processor=processor, augment=False, max_regions=2)(region_rows(3))
-    assert RegionGroundingCollator(processor=processor).max_pairs == 24  # RegionCollator's is 128
     names = {"pixel_values", "input_ids", "attention_mask", "target_boxes", "region_image_index"}
     assert set(batch) == names and batch["region_image_index"].tolist() == [0, 0, 1, 1, 2, 2]
     assert batch["target_boxes"].shape == (6, 4) and (batch["target_boxes"] < 1).all()

@@ -23,14 +23,13 @@ from hf_vlp.models.boxes import heatmap_boxes
 from hf_vlp.models.layers_bert import Context, Packing, split_heads
 
 CANDIDATES = ["red", "blue circle", "a top left cross", "blue", "the", "blue square", "of"]
-
 CONFIGS = {"ALBEF": tiny_albef_config, "XVLM": tiny_config}
 
 
 @pytest.fixture(params=CONFIGS)
 def make(request):
     """Builds a head of one paper, then of the other: `make("ForRetrieval")`."""
-    return lambda head, **fields: getattr(hf_vlp, request.param + head)(CONFIGS[request.param](**fields))
+    return lambda head: getattr(hf_vlp, request.param + head)(CONFIGS[request.param]())
 
 
 def loud(model):

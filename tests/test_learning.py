@@ -19,6 +19,8 @@ from hf_vlp import (
     SOHOForVisualReasoning,
     SOHOProcessor,
     XVLMForPreTraining,
+    XVLMForWeakGrounding,
+    XVLMProcessor,
 )
 from hf_vlp.data.collators import ImageTextCollator
 from hf_vlp.data.lxmert_collators import (
@@ -33,6 +35,7 @@ from hf_vlp.evaluation import (
     evaluate_entailment,
     evaluate_foils,
     evaluate_grounding,
+    evaluate_proposals,
     evaluate_question_answering,
     evaluate_reasoning,
     evaluate_retrieval,
@@ -153,6 +156,15 @@ def pretrained_xvlm(tmp_path_factory) -> tuple[Path, list[float]]:
 def test_xvlm_pretraining(pretrained_xvlm):
     *recalls, chance = pretrained_xvlm[1]
     assert min(recalls) >= 0.9 and chance < 0.05
+
+
+@pytest.mark.slow
+def test_xvlm_points_by_heat_before_any_fine_tuning(pretrained_xvlm):
+    model = XVLMForWeakGrounding.from_pretrained(pretrained_xvlm[0])
+    processor = XVLMProcessor.from_pretrained(pretrained_xvlm[0])
+    test = shapes_dataset("grounding", "test", 256)
+    score = evaluate_proposals(model, processor, test).accuracy
+    assert score >= 0.6 and score > random_object_accuracy(test) + 0.1
 
 
 @pytest.mark.slow

@@ -46,6 +46,7 @@ from .predict import read_answers
 from .rows import read_model_rows, read_rows, without_images
 
 REGION_COLUMNS = ("image", "phrases", "boxes")
+TEXTS_PER_IMAGE = 24 / 9  # of X-VLM's domain pretraining for grounding
 # task: collator, and the columns that it reads, images first
 TASKS: dict[str, tuple[Callable[..., Collator], tuple[str, ...]]] = {
     "pretrain": (ImageTextCollator, ("image", "caption")),
@@ -138,7 +139,10 @@ def run(
         _set_captions(model, processor, captions)
     elif captions != CaptionOptions():
         raise ValueError(f"captions is {captions}, which {task} has no use for; leave its options out")
-    rows, collator = _rows_and_collator(task, model, processor, data, split, augment, features)
+    batch_size = arguments.per_device_train_batch_size
+    rows, collator = _rows_and_collator(
+        task, model, processor, data, split, augment, features, batch_size=batch_size
+    )
     if "regions" not in rows.column_names:
         # processes beside this one, which read rows then, have no access to its GPU
         place_extractor(processor, "cpu" if arguments.dataloader_num_workers else arguments.device)
@@ -219,11 +223,15 @@ def _rows_and_collator(
     split: str,
     augment: bool,
     features: Path | None = None,
+    batch_size: int = 9,
 ) -> tuple[datasets.Dataset, Collator]:
-    """The rows of a task as the model learns from them, and the collator for them."""
+    """The rows of a task as the model learns from them, and the collator for them; of regions it keeps as
+    many as X-VLM's domain pretraining does of `batch_size` images."""
     make, columns = _collator(task, model, processor, augment)
     if isinstance(model, XVLMForGrounding) and _are_regions(data, split):  # its domain pretraining
-        make, columns = partial(RegionGroundingCollator, augment=augment), REGION_COLUMNS
+        max_pairs = round(TEXTS_PER_IMAGE * batch_size)
+        make = partial(RegionGroundingCollator, augment=augment, max_pairs=max_pairs)
+        columns = REGION_COLUMNS
     rows = read_model_rows(model, data, split, columns, features)
     if isinstance(model, HeatmapHead) and "caption" not in rows.column_names:
         rows = rows.rename_column("text", "caption")

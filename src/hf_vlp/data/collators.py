@@ -356,10 +356,9 @@ class RegionGroundingCollator(RegionCollator):
     """Region rows → grounding batch of several texts per image, as in the domain pretraining before RefCOCO+:
     pixel_values (n, 3, H, W); input_ids, attention_mask (R, L), target_boxes (R, 4), region_image_index (R,).
 
-    Captions of whole images are left out, regions chosen as by `RegionCollator`, 24 of a batch.
+    Captions of whole images are left out, regions chosen as by `RegionCollator`. The paper's step keeps 24 of
+    9 images.
     """
-
-    max_pairs: int = 24
 
     def _regions(
         self, row: Row, image: Image.Image, rng: random.Random

@@ -1,7 +1,7 @@
 """ALBEF's annotation files, JSON lists of entries → `datasets` rows: pre-training pairs, VQA v2 and its
-answer list, SNLI-VE, NLVR2, and the texts of RefCOCO+ (arXiv 2107.07651), of which X-VLM takes VQA v2, NLVR2
-and RefCOCO+ (arXiv 2111.08276). Retrieval files and REFER are read
-by `readers.py`, where it also says what all readers have in common, LXMERT's lists by `lxmert_readers.py`.
+answer list, SNLI-VE, NLVR2, and the texts of RefCOCO+ (arXiv 2107.07651); X-VLM takes those of VQA v2, NLVR2
+and RefCOCO+ (arXiv 2111.08276). Retrieval files and REFER are read by `readers.py`, where it also says what
+all readers have in common, LXMERT's lists by `lxmert_readers.py`.
 
 Several files are joined in order. Errors are ValueErrors that name the file and the entry.
 """

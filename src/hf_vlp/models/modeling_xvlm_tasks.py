@@ -14,8 +14,8 @@ from .modeling_xvlm import PredictionHead, XVLMForRetrieval, XVLMHead, XVLMModel
 class XVLMForQuestionAnswering(XVLMHead, AnsweringHead):
     """X-VLM that writes or ranks answers: a decoder attends to the question fused with the image.
 
-    The decoder starts as the fusion layers; its keys and values start new where images are not as wide as
-    texts, as Swin's are not.
+    The decoder starts as the fusion layers; its keys and values start new where image embeds have another
+    width than text embeds, as with Swin.
     """
 
     def __init__(self, config: XVLMConfig):

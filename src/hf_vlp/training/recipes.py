@@ -160,7 +160,7 @@ RECIPES: dict[str, dict] = {
     "xvlm_retrieval_flickr": dict(_XVLM, per_device_train_batch_size=20, num_train_epochs=10),
     # The step before RefCOCO+: 224 pixels, regions only, 2 epochs of 318,547 / 192 steps. Global batch 192
     # region-text pairs (24 x 8 GPUs) of at most 72 images (9 x 8); the rows that are counted here are images.
-    # Collate with RegionGroundingCollator.
+    # Collate with RegionGroundingCollator(max_pairs=24).
     "xvlm_grounding_pretrain": dict(_XVLM, per_device_train_batch_size=9, max_steps=3_320, max_grad_norm=1.0),
     # RefCOCO+: 384 pixels, 30 words. Global batch 160 texts (20 x 8 GPUs).
     "xvlm_grounding_refcoco": dict(_XVLM, per_device_train_batch_size=20, num_train_epochs=10),

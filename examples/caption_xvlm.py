@@ -8,7 +8,8 @@
 
 The first line trains a tiny new model on drawn scenes for a minute or two, until it says of unseen scenes
 which objects are where. The second goes on with self-critical training: captions that the model draws are
-learnt by how much their CIDEr-D exceeds that of the caption it would write. The others train on your data
+learnt by how much their CIDEr-D exceeds that of the caption it would write, so that those it draws get
+better; on drawn scenes the one it writes was right before. The others train on your data
 with the paper's schedules; rows have the columns image and caption (a string or a list), Karpathy's
 dataset_*.json are read as they are, their splits train and restval to train on, test to score on. For the
 domain pretraining before COCO, pass --prompt "" --label-smoothing 0. Every option not listed here goes to
@@ -42,11 +43,11 @@ SCHEDULE_ON_SHAPES = {
     "save_strategy": "no",
 }
 SELF_CRITICAL_ON_SHAPES = SCHEDULE_ON_SHAPES | {
-    "max_steps": 50,
+    "max_steps": 100,
     "per_device_train_batch_size": 16,
-    "learning_rate": 2e-4,
+    "learning_rate": 1e-4,
     "warmup_steps": 10,
-    "logging_steps": 10,
+    "logging_steps": 20,
 }
 
 
@@ -102,6 +103,8 @@ if options.model:
 else:
     processor = tiny_processor([*vocabulary(), "picture"], image_size=48)
     model = XVLMForCaptioning(tiny_config(processor))
+ends = processor.tokenizer.cls_token_id, processor.tokenizer.sep_token_id  # of captions
+model.config.text_config.bos_token_id, model.config.text_config.eos_token_id = ends
 if options.prompt is not None:
     processor.prompt = options.prompt
 if options.label_smoothing is not None:

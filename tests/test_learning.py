@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from hf_vlp import (
     LXMERTForGrounding,
@@ -18,6 +19,7 @@ from hf_vlp import (
     SOHOForRetrieval,
     SOHOForVisualReasoning,
     SOHOProcessor,
+    XVLMForCaptioning,
     XVLMForPreTraining,
     XVLMForWeakGrounding,
     XVLMProcessor,
@@ -108,12 +110,18 @@ def test_answers_from_nothing_beat_the_most_frequent_ones(tmp_path, monkeypatch)
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
-def run(script: str, output_dir: Path, *options: str) -> list[float]:
-    """The scores that an example prints, in its order, each beside its baseline."""
+def printed(script: str, output_dir: Path, *options: str) -> str:
+    """What an example prints."""
     command = [sys.executable, str(EXAMPLES / f"{script}.py"), "--output_dir", str(output_dir), *options]
     done = subprocess.run([*command, "--use_cpu", "--disable_tqdm", "true"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return [float(number) for number in re.findall(r"[:,] +([01]\.\d{3})\b", done.stdout)]
+    return done.stdout
+
+
+def run(script: str, output_dir: Path, *options: str) -> list[float]:
+    """The scores that an example prints, in its order, each beside its baseline."""
+    output = printed(script, output_dir, *options)
+    return [float(number) for number in re.findall(r"[:,] +([01]\.\d{3})\b", output)]
 
 
 @pytest.fixture(scope="module")
@@ -275,3 +283,49 @@ def test_soho_reasoning(pretrained_soho, tmp_path):
     )
     fine_tune(model, train, PairCollator(processor=processor, augment=False), tmp_path, 800, 5e-4)
     assert evaluate_reasoning(model, processor, test).accuracy >= majority_label_accuracy(test) + 0.2
+
+
+@pytest.fixture(scope="module")
+def captioning(tmp_path_factory) -> tuple[Path, str]:
+    folder = tmp_path_factory.mktemp("captioning")
+    return folder, printed("caption_xvlm", folder)
+
+
+def caption_scores(output: str) -> tuple[float, float, float]:
+    """CIDEr-D, that of the most frequent caption, and the share of scenes all of whose objects are right."""
+    patterns = (r"CIDEr-D: +([\d.]+) of", r"frequent caption: +([\d.]+)", r"objects right: +([\d.]+) of")
+    return tuple(float(re.search(pattern, output)[1]) for pattern in patterns)
+
+
+@pytest.mark.slow
+def test_captions_say_what_is_where(captioning):
+    cider, frequent, right = caption_scores(captioning[1])
+    assert cider > frequent + 3 and right >= 0.8
+
+
+@pytest.mark.slow
+def test_beams_find_likelier_captions_than_greed(captioning):
+    model = XVLMForCaptioning.from_pretrained(captioning[0]).eval()
+    processor = XVLMProcessor.from_pretrained(captioning[0])
+    images = list(shapes_dataset("captions", "test", 64)["image"])
+    batch = dict(processor(images=images, text=processor.prompt))
+    prompt_length = batch["input_ids"].shape[1]
+    means = []
+    for beams in ({"num_beams": 3, "length_penalty": 0.0, "early_stopping": "never"}, {}):
+        ids = model.generate(**batch, max_length=40, **beams)
+        is_end = ids == processor.tokenizer.sep_token_id
+        labels = ids.masked_fill(is_end.cumsum(1) - is_end.long() > 0, -100)
+        labels[:, :prompt_length] = -100
+        with torch.no_grad():
+            losses = model(batch["pixel_values"], ids, labels=labels).caption_losses
+        means.append(float((losses * (labels != -100).sum(1)).mean()))
+    assert means[0] <= means[1] + 1e-4
+
+
+@pytest.mark.slow
+def test_self_critical_training_draws_better_captions(captioning, tmp_path):
+    output = printed("caption_xvlm", tmp_path, "--self-critical", "--model", str(captioning[0]))
+    rewards = [float(reward) for reward in re.findall(r"'reward_sample': '([\d.]+)'", output)]
+    assert rewards[-1] > rewards[0] + 0.2
+    cider, frequent, right = caption_scores(output)
+    assert cider > frequent + 3 and right >= 0.8

@@ -238,6 +238,19 @@ def test_the_official_rule_is_that_of_transformers_4(model, beams, max_length, m
     assert len(lengths) > 1 or max_length < 13
 
 
+def test_ids_may_become_known_later(model):
+    """The config is asked when captions are written."""
+    text, images = model.config.text_config, pixels()
+    with torch.no_grad():  # so that captions end
+        model.decoder.lm_head.decoder.bias[SEP] += 3
+    expected = model.generate(images, PROMPT, num_beams=2)
+    text.bos_token_id = text.eos_token_id = None
+    late = hf_vlp.XVLMForCaptioning(model.config).eval()
+    late.load_state_dict(model.state_dict())
+    text.bos_token_id, text.eos_token_id = 2, SEP
+    assert expected.shape[1] < 20 and torch.equal(late.generate(images, PROMPT, num_beams=2), expected)
+
+
 def test_more_than_one_caption_of_each_image_by_the_official_rule(model):
     settings = {"num_beams": 4, "max_length": 8, "official_length": True}
     best = model.generate(pixels(), PROMPT, **settings)

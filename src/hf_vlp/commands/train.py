@@ -200,7 +200,9 @@ def _choose_among(model: PreTrainedModel, answers: Sequence[str] | None):
 
 
 def _set_captions(model: PreTrainedModel, processor: ProcessorMixin, captions: CaptionOptions):
-    """Prompt and smoothing, which are saved with the model."""
+    """Prompt, smoothing, and what captions begin and end with, which are saved with the model."""
+    text_config, tokenizer = model.config.text_config, processor.tokenizer
+    text_config.bos_token_id, text_config.eos_token_id = tokenizer.cls_token_id, tokenizer.sep_token_id
     if captions.prompt is not None:
         processor.prompt = processor.clean_text(captions.prompt) if captions.prompt else ""
     if captions.label_smoothing is not None:

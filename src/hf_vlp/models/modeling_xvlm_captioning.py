@@ -140,7 +140,9 @@ class XVLMForCaptioning(XVLMPreTrainedModel):
                 f"input_ids has {len(starts)} prompts for {len(pixel_values)} images; give one for each, or "
                 "one for all"
             )
-        settings = {} if "max_new_tokens" in generation_kwargs else {"max_length": MAX_LENGTH}
+        settings = {name: getattr(self.decoder.config, name) for name in ("eos_token_id", "pad_token_id")}
+        if "max_new_tokens" not in generation_kwargs:
+            settings["max_length"] = MAX_LENGTH
         if official_length:
             settings["custom_generate"] = official_beam_search
         with torch.no_grad():

@@ -33,6 +33,7 @@ class SelfCriticalTrainer(VLPTrainer):
 
     The model has `generate(pixel_values, input_ids, ...)`, and a forward pass that gives `caption_losses`;
     `processing_class` has `decode_captions` and a tokenizer; batches are those of `SelfCriticalCollator`.
+    Writing calls the model itself, so that its parameters must not be sharded (FSDP, ZeRO-3).
 
     Raises:
         ValueError: `num_samples` below 1, or no `processing_class` that decodes captions.

@@ -32,7 +32,6 @@ from hf_vlp import (
     SOHOForRetrieval,
     SOHOForVisualEntailment,
     SOHOForVisualReasoning,
-    XVLMForCaptioning,
     XVLMForGrounding,
     XVLMForPreTraining,
     XVLMForRetrieval,
@@ -62,7 +61,7 @@ SOHO = (
     SOHOForVisualEntailment,
     SOHOForVisualReasoning,
 )
-XVLM = (XVLMForPreTraining, XVLMForRetrieval, XVLMForGrounding, XVLMForCaptioning)
+XVLM = (XVLMForPreTraining, XVLMForRetrieval, XVLMForGrounding)
 
 LXMERT_ANSWERS = ["yes", "no", "red", "blue", "1", "2"]
 LXMERT_FEATURES = 16  # width of those of `save_trunk("vit")`

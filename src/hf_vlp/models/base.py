@@ -7,10 +7,11 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from .backbones import resize_trunk
+from .hub import SharedOnHub, refuse_pickle
 
 
 class CarriesCode:
@@ -26,7 +27,7 @@ class Projection(nn.Linear):
     """A linear layer that keeps torch's own initialisation, as the official heads do."""
 
 
-class VLPPreTrainedModel(CarriesCode, PreTrainedModel):
+class VLPPreTrainedModel(SharedOnHub, CarriesCode, PreTrainedModel):
     """Base class of all models.
 
     `new_parameters` names the parameters that the checkpoint a model was started from did not hold; the
@@ -46,8 +47,10 @@ class VLPPreTrainedModel(CarriesCode, PreTrainedModel):
     _no_split_modules = ["BertEmbeddings", "BertLayer"]
     # what a parameter that a checkpoint lacks is copied from: pattern of its name, and the name of its twin
     _twins: dict[str, str] = {}
+    replaced_on_push = ("model*.safetensors", "model.safetensors.index.json")
 
     def __init__(self, config, *args, **kwargs):
+        _check_model_type(type(self), config.model_type)
         super().__init__(config, *args, **kwargs)
         self.new_parameters: frozenset[str] = frozenset()
         self.saves_code = True  # the Trainer keeps its checkpoints plain
@@ -61,12 +64,46 @@ class VLPPreTrainedModel(CarriesCode, PreTrainedModel):
     def from_pretrained(
         cls, *args, output_loading_info: bool = False, image_size: int | None = None, **kwargs
     ):
-        """Load as in transformers, then `set_image_size(image_size)` where it is given."""
-        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        """Load as in transformers, then `set_image_size(image_size)` where it is given.
+
+        Weights are read from safetensors alone.
+
+        Raises:
+            ValueError: weights in a pickle, the config of another model, or a size that does not fit.
+        """
+        if kwargs.setdefault("use_safetensors", True) is not True:
+            raise ValueError(
+                f"use_safetensors is {kwargs['use_safetensors']}, but weights in pickles are not loaded; "
+                "leave it out"
+            )
+        try:
+            model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        except Exception as error:
+            cls._explain(error, *args, **kwargs)
+            raise
         model.new_parameters = frozenset(info["missing_keys"])
         if image_size is not None:
             model.set_image_size(image_size)
         return (model, info) if output_loading_info else model
+
+    @classmethod
+    def _explain(cls, error: Exception, name=None, *args, config=None, revision=None, token=None, **kwargs):
+        """Raise a clearer error than transformers does where one is known."""
+        if name is None:
+            return
+        where = {"revision": revision, "token": token}
+        try:
+            saved, _ = PreTrainedConfig.get_config_dict(name, **where) if config is None else ({}, None)
+            own = cls.config_class.model_type
+            model_type = saved.get("model_type", own)
+            if model_type != own.removeprefix("vlp_"):  # transformers' own LXMERT is read
+                _check_model_type(cls, model_type)
+            if isinstance(error, OSError):
+                refuse_pickle(name, **where)
+        except OSError:
+            return  # it cannot be reached, as `error` says
+        except ValueError as clearer:
+            raise clearer from error
 
     def tie_weights(self, missing_keys: set[str] | None = None, **kwargs):
         """As in transformers, which calls it after loading; what is missing is taken from its twin first."""
@@ -130,3 +167,12 @@ class VLPPreTrainedModel(CarriesCode, PreTrainedModel):
             "AutoModel": head,
             self.auto_class: head,
         }
+
+
+def _check_model_type(model_class: type[PreTrainedModel], model_type: str):
+    own = getattr(model_class.config_class, "model_type", model_type)
+    if model_type != own:
+        raise ValueError(
+            f"the config has model_type={model_type!r}, but {model_class.__name__} is {own!r}; load it with "
+            "the classes of its own model"
+        )

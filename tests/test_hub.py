@@ -1,0 +1,71 @@
+"""Sharing over HTTP: every model goes to a Hub and comes back the same, and faults break nothing."""
+
+import json
+
+import pytest
+from hub_server import run_client
+from test_models import CASES
+
+PUSH = """
+import sys
+import torch
+from test_models import CASES, PROCESSORS, _build, _paper, _with_teacher
+for name in CASES:
+    model, batch = _build(name)
+    if model.config.__dict__.get("momentum_teacher"):
+        model.config.momentum_teacher = False
+        model = type(model)(model.config).eval()
+    model.push_to_hub(f"org/{name}", private=True)
+    PROCESSORS[_paper(name)]().push_to_hub(f"org/{name}")
+    with torch.no_grad():
+        torch.save((batch, dict(model(**batch).items())), f"{sys.argv[1]}/{name}.pt")
+"""
+LOAD = """
+import sys
+import torch
+from test_models import CASES
+from transformers import AutoModel, AutoProcessor
+for name, (model_class, auto_class, _) in CASES.items():
+    batch, expected = torch.load(f"{sys.argv[1]}/{name}.pt")
+    for loader in [auto_class]:
+        model = loader.from_pretrained(f"org/{name}", revision="main")
+        assert type(model) is model_class, type(model)
+        with torch.no_grad():
+            outputs = dict(model(**batch).items())
+        assert outputs.keys() == expected.keys()
+        assert all(torch.equal(outputs[key], expected[key]) for key in expected), name
+    processor = AutoProcessor.from_pretrained(f"org/{name}")
+    assert processor(text="a Red circle!").input_ids.shape[1] > 2
+"""
+LOAD_WITHOUT = """
+import json, sys
+import torch
+from transformers import AutoModel, AutoProcessor
+for name, class_name in json.loads(sys.argv[2]).items():
+    batch, expected = torch.load(f"{sys.argv[1]}/{name}.pt")
+    model = AutoModel.from_pretrained(f"org/{name}", trust_remote_code=True)
+    assert type(model).__name__ == class_name and type(model).__module__.startswith("transformers_modules")
+    with torch.no_grad():
+        outputs = dict(model(**batch).items())
+    assert outputs.keys() == expected.keys()
+    assert all(torch.equal(outputs[key], expected[key]) for key in expected), name
+    processor = AutoProcessor.from_pretrained(f"org/{name}", trust_remote_code=True)
+    assert processor(text="a Red circle!").input_ids.shape[1] > 2
+"""
+
+
+@pytest.fixture(scope="module")
+def pushed(hub, tmp_path_factory):
+    """Folder of batches and outputs of every model on the Hub."""
+    folder = tmp_path_factory.mktemp("pushed")
+    run_client(hub, PUSH, folder, folder)
+    return folder
+
+
+def test_every_head_comes_back_with_the_package(hub, pushed, tmp_path):
+    run_client(hub, LOAD, tmp_path, pushed)
+
+
+def test_every_head_comes_back_without_the_package(hub, pushed, tmp_path):
+    names = json.dumps({name: model_class.__name__ for name, (model_class, *_) in CASES.items()})
+    run_client(hub, LOAD_WITHOUT, tmp_path, pushed, names, package=False)

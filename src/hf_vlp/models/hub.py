@@ -4,7 +4,7 @@ import tempfile
 from pathlib import Path
 
 from huggingface_hub import CommitInfo, HfApi
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.errors import RemoteEntryNotFoundError
 from transformers.utils import WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 from transformers.utils.hub import has_file
 
@@ -75,7 +75,7 @@ def persons_card(repo_id: str, revision: str | None = None, token: bool | str | 
     """The README.md of a repository, None if there is none or the package wrote it."""
     try:
         path = HfApi(token=token).hf_hub_download(repo_id, CARD, revision=revision)
-    except EntryNotFoundError:
+    except RemoteEntryNotFoundError:
         return None
     text = Path(path).read_text(encoding="utf-8")
     return None if CARD_MARK in text else text

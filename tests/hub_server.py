@@ -48,7 +48,8 @@ class File:
 
     def entry(self, path: str) -> dict:
         entry = {"type": "file", "oid": self.oid, "size": self.size, "path": path}
-        return entry | {"lfs": {"oid": self.sha256, "size": self.size}} if self.is_large else entry
+        lfs = {"oid": self.sha256, "size": self.size, "pointerSize": 134}
+        return entry | {"lfs": lfs} if self.is_large else entry
 
 
 @dataclass
@@ -76,14 +77,15 @@ class Repo:
 
 @dataclass
 class Fault:
-    """What happens to the next `times` requests with `method` whose path matches `pattern`: an answer with
-    `status`, or a content that is `cut` short."""
+    """What happens to `times` requests with `method` whose path matches `pattern`, once `after` of them went
+    well: an answer with `status`, or a content that is `cut` short."""
 
     method: str
     pattern: str
     times: int
     status: int | None = None
     cut: str | None = None
+    after: int = 0
 
 
 class Hub:
@@ -128,6 +130,9 @@ class Hub:
     def fault_of(self, method: str, path: str) -> Fault | None:
         for fault in self.faults:
             if fault.times and fault.method == method and re.search(fault.pattern, path):
+                if fault.after:
+                    fault.after -= 1
+                    continue
                 fault.times -= 1
                 return fault
         return None
@@ -239,18 +244,17 @@ class _Handler(BaseHTTPRequestHandler):
 
     # Contents
 
-    def lfs_batch(self, hub: Hub, body: bytes):
-        actions = [
-            {"oid": asked["oid"], "size": asked["size"]}
-            | ({} if asked["oid"] in hub.blobs else {"actions": {
-                "upload": {"href": f"{hub.url}/lfs/{asked['oid']}"},
-                "verify": {"href": f"{hub.url}/lfs/verify"},
-            }})
-            for asked in json.loads(body)["objects"]
-        ]  # fmt: skip
-        self._json({"transfer": "basic", "objects": actions})
+    def lfs_batch(self, hub: Hub, body: bytes, name: str):
+        objects = json.loads(body)["objects"]
+        for asked in objects:
+            if asked["oid"] not in hub.blobs:
+                upload, verify = (
+                    {"href": f"{hub.url}/{name}/lfs/{part}"} for part in (asked["oid"], "verify")
+                )
+                asked["actions"] = {"upload": upload, "verify": verify}
+        self._json({"transfer": "basic", "objects": objects})
 
-    def lfs_upload(self, hub: Hub, body: bytes, oid: str):
+    def lfs_upload(self, hub: Hub, body: bytes, name: str, oid: str):
         if hashlib.sha256(body).hexdigest() != oid:
             return self._json({"error": "another content"}, 400)
         hub.blobs[oid] = body
@@ -299,9 +303,9 @@ _ROUTES = [
     (r"/api/repos/create", _Handler.create),
     (r"/api/validate-yaml", lambda self, hub, body: self._json({"errors": [], "warnings": []})),
     (rf"/api/models/{_NAME}(?:/(revision|tree|branch|preupload|commit)/(.+))?", _Handler.api),
-    (r"/[\w.-]+/[\w.-]+\.git/info/lfs/objects/batch", _Handler.lfs_batch),
-    (r"/lfs/verify", lambda self, hub, body: self._json({})),
-    (r"/lfs/(\w+)", _Handler.lfs_upload),
+    (rf"/{_NAME}\.git/info/lfs/objects/batch", _Handler.lfs_batch),
+    (rf"/{_NAME}/lfs/verify", lambda self, hub, body, name: self._json({})),
+    (rf"/{_NAME}/lfs/(\w+)", _Handler.lfs_upload),
     (rf"/{_NAME}/(?:resolve|raw)/([^/]+)/(.+)", _Handler.resolve),
 ]
 

@@ -21,7 +21,8 @@ for name in CASES:
         torch.save((batch, dict(model(**batch).items())), f"{sys.argv[1]}/{name}.pt")
 """
 LOAD = """
-import sys
+import re, sys
+from huggingface_hub import ModelCard
 import torch
 from test_models import CASES
 from transformers import AutoModel, AutoProcessor
@@ -36,9 +37,13 @@ for name, (model_class, auto_class, _) in CASES.items():
         assert all(torch.equal(outputs[key], expected[key]) for key in expected), name
     processor = AutoProcessor.from_pretrained(f"org/{name}")
     assert processor(text="a Red circle!").input_ids.shape[1] > 2
+    snippets = re.findall("```python\\n(.*?)```", ModelCard.load(f"org/{name}").text, flags=re.S)
+    assert len(snippets) == 2
+    exec(compile(snippets[0], name, "exec"), {})
 """
 LOAD_WITHOUT = """
-import json, sys
+import json, re, sys
+from huggingface_hub import ModelCard
 import torch
 from transformers import AutoModel, AutoProcessor
 for name, class_name in json.loads(sys.argv[2]).items():
@@ -51,6 +56,8 @@ for name, class_name in json.loads(sys.argv[2]).items():
     assert all(torch.equal(outputs[key], expected[key]) for key in expected), name
     processor = AutoProcessor.from_pretrained(f"org/{name}", trust_remote_code=True)
     assert processor(text="a Red circle!").input_ids.shape[1] > 2
+    snippets = re.findall("```python\\n(.*?)```", ModelCard.load(f"org/{name}").text, flags=re.S)
+    exec(compile(snippets[1], name, "exec"), {})
 """
 
 

@@ -14,9 +14,8 @@ def predict(model, name: str, task: str, text: str) -> str:
     """By `hf_vlp.predict`."""
     imports, visual, prepare = _visual(model)
     images = ", ".join([visual] * (2 if task == "reasoning" else 1))
-    answers, config = "", model.config
-    classes = getattr(config, "num_qa_labels", getattr(config, "num_answers", None))
-    if task == "vqa" and classes is not None and config.answers is None:
+    answers, classes = "", _num_answers(model)
+    if task == "vqa" and classes is not None and model.config.answers is None:
         prepare += f'answers = [f"answer {{i}}" for i in range({classes})]  # in place of its own\n'
         answers = ", answers=answers"
     return (
@@ -28,17 +27,33 @@ def predict(model, name: str, task: str, text: str) -> str:
 
 
 def read(model, name: str, with_package: bool) -> str:
-    """By the Auto classes, up to the features of the model's base."""
+    """By the Auto classes: what the head says, or where that takes more than images and texts, the features
+    that it starts from."""
     imports, visual, prepare = _visual(model)
     trust = "" if with_package else ", trust_remote_code=True"
-    return (
+    loading = (
         ("import hf_vlp  # makes the Auto classes know it\n" if with_package else "")
         + f"{imports}from transformers import AutoModel, AutoProcessor\n\n"
         f'model = AutoModel.from_pretrained("{name}"{trust})\n'
-        f'processor = AutoProcessor.from_pretrained("{name}"{trust})\n{prepare}'
-        f'inputs = processor({visual.rstrip("s")}s=[{visual}], text=["a red circle"], return_tensors="pt")\n'
-        "features = model.base_model(**inputs)\n"
-        "print({key: value.shape for key, value in features.items()})\n"
+        f'processor = AutoProcessor.from_pretrained("{name}"{trust})\n'
+    )
+    argument = "regions" if visual == "regions" else "images"
+    texts = 'text=["a red circle"], return_tensors="pt"'
+    head = model.auto_class.removeprefix("AutoModel")
+    if head == "ForTextAssignment":
+        return loading
+    if head == "ForVisualReasoning":
+        return (
+            f"{loading}{prepare}inputs = processor({argument}=[{visual}, {visual}], {texts})\n"
+            "pairs = {key: value[None] if len(value) == 2 else value for key, value in inputs.items()}\n"
+            "print(model(**pairs).logits)\n"
+        )
+    chooses = head == "ForVisualQuestionAnswering" and _num_answers(model) is not None
+    speaks = chooses or head in ("ForGrounding", "ForVisualEntailment")
+    return (
+        f"{loading}{prepare}inputs = processor({argument}=[{visual}], {texts})\n"
+        f"outputs = {'model' if speaks else 'model.base_model'}(**inputs)\n"
+        "print({key: value.shape for key, value in outputs.items()})\n"
     )
 
 
@@ -62,3 +77,8 @@ def _visual(model) -> tuple[str, str, str]:
     if width is None:
         return "from PIL import Image\n", "image", _IMAGE
     return "import torch\n", "regions", _REGIONS.format(width=width)
+
+
+def _num_answers(model) -> int | None:
+    """Those that LXMERT and SOHO choose from; None of models that write theirs."""
+    return getattr(model.config, "num_qa_labels", getattr(model.config, "num_answers", None))

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.dynamic_module_utils import get_relative_import_files
@@ -71,11 +72,11 @@ class VLPPreTrainedModel(SharedOnHub, CarriesCode, PreTrainedModel):
         Raises:
             ValueError: weights in a pickle, the config of another model, or a size that does not fit.
         """
-        if kwargs.setdefault("use_safetensors", True) is not True:
-            raise ValueError(
-                f"use_safetensors is {kwargs['use_safetensors']}, but weights in pickles are not loaded; "
-                "leave it out"
-            )
+        for switch in ("use_safetensors", "weights_only"):
+            if kwargs.setdefault(switch, True) is not True:
+                raise ValueError(
+                    f"{switch} is {kwargs[switch]}, but weights in pickles are not loaded; leave it out"
+                )
         try:
             model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
         except Exception as error:
@@ -100,10 +101,23 @@ class VLPPreTrainedModel(SharedOnHub, CarriesCode, PreTrainedModel):
                 _check_model_type(cls, model_type)
             if isinstance(error, OSError):
                 refuse_pickle(name, **where)
+            if isinstance(error, SafetensorError):
+                raise ValueError(
+                    f"{name} holds weights that are cut short or are no safetensors ({error}); fetch them "
+                    "again with force_download=True, or ask their author"
+                )
         except OSError:
             return  # it cannot be reached, as `error` says
         except ValueError as clearer:
             raise clearer from error
+
+    @staticmethod
+    def _load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs):
+        """As in transformers, behind the last gate: an index or a config may name files of any kind."""
+        for file in checkpoint_files or ():
+            if not str(file).endswith(".safetensors"):
+                raise ValueError(f"{file} is no safetensors, and other weights are not loaded; convert them")
+        return PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs)
 
     def tie_weights(self, missing_keys: set[str] | None = None, **kwargs):
         """As in transformers, which calls it after loading; what is missing is taken from its twin first."""

@@ -9,6 +9,7 @@ from test_models import CASES
 PUSH = """
 import sys
 import torch
+from butd_reference import tiny_butd
 from test_models import CASES, PROCESSORS, _build, _paper, _with_teacher
 for name in CASES:
     model, batch = _build(name)
@@ -19,6 +20,9 @@ for name in CASES:
     PROCESSORS[_paper(name)]().push_to_hub(f"org/{name}")
     with torch.no_grad():
         torch.save((batch, dict(model(**batch).items())), f"{sys.argv[1]}/{name}.pt")
+detector = tiny_butd()
+detector.push_to_hub("org/butd")
+detector.image_processor.push_to_hub("org/butd")
 """
 LOAD = """
 import re, sys
@@ -40,24 +44,29 @@ for name, (model_class, auto_class, _) in CASES.items():
     snippets = re.findall("```python\\n(.*?)```", ModelCard.load(f"org/{name}").text, flags=re.S)
     assert len(snippets) == 2
     exec(compile(snippets[0], name, "exec"), {})
+exec(re.search("```python\\n(.*?)```", ModelCard.load("org/butd").text, flags=re.S)[1])
+assert regions.boxes.shape[2] == 4
 """
 LOAD_WITHOUT = """
 import json, re, sys
 from huggingface_hub import ModelCard
 import torch
-from transformers import AutoModel, AutoProcessor
+from transformers import AutoModel
 for name, class_name in json.loads(sys.argv[2]).items():
-    batch, expected = torch.load(f"{sys.argv[1]}/{name}.pt")
-    model = AutoModel.from_pretrained(f"org/{name}", trust_remote_code=True)
+    snippets = re.findall("```python\\n(.*?)```", ModelCard.load(f"org/{name}").text, flags=re.S)
+    names = {}
+    exec(compile(snippets[1], name, "exec"), names)  # loads them with trust_remote_code=True
+    model, processor = names["model"], names["processor"]
     assert type(model).__name__ == class_name and type(model).__module__.startswith("transformers_modules")
+    batch, expected = torch.load(f"{sys.argv[1]}/{name}.pt")
     with torch.no_grad():
         outputs = dict(model(**batch).items())
     assert outputs.keys() == expected.keys()
     assert all(torch.equal(outputs[key], expected[key]) for key in expected), name
-    processor = AutoProcessor.from_pretrained(f"org/{name}", trust_remote_code=True)
     assert processor(text="a Red circle!").input_ids.shape[1] > 2
-    snippets = re.findall("```python\\n(.*?)```", ModelCard.load(f"org/{name}").text, flags=re.S)
-    exec(compile(snippets[1], name, "exec"), {})
+model.push_to_hub("org/again")  # without the package, which alone writes cards
+again = AutoModel.from_pretrained("org/again", trust_remote_code=True)
+assert type(again).__name__ == type(model).__name__
 """
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 from heads import make_head
-from hub_server import run_client
+from hub_server import ROOT, run_client
 from huggingface_hub import ModelCard
 from tiny import tiny_albef_config
 
@@ -201,3 +201,29 @@ def test_write_card_keeps_what_a_person_wrote(tmp_path):
     path.write_text(path.read_text().replace(CARD_MARK, ""))
     write_card(model, tmp_path, "org/c")
     assert "# b" in path.read_text()
+
+
+DOCS = """
+import re, sys
+from pathlib import Path
+from hf_vlp import XVLMForGrounding
+from hf_vlp.quickstart import shapes_rows, tiny_config, tiny_processor
+rows = shapes_rows(0)
+processor = tiny_processor(rows.words, rows.image_size)
+XVLMForGrounding(tiny_config(processor)).save_pretrained("quickstart/grounding")
+processor.save_pretrained("quickstart/grounding")
+rows.test_grounding[0]["image"].save("quickstart/scene.png")
+page = Path(sys.argv[1]).read_text(encoding="utf-8")
+names = {}
+for block in re.findall("^```python\\n(.*?)^```", page, flags=re.M | re.S):
+    block = block.replace("max_steps=300", "max_steps=2, use_cpu=True")
+    block = block.replace("save_steps=100", "save_steps=1")
+    block = block.replace("per_device_train_batch_size=64", "per_device_train_batch_size=4")
+    exec(compile(block, sys.argv[1], "exec"), names)
+"""
+
+
+def test_the_page_on_the_hub_runs(hub, tmp_path):
+    run_client(hub, DOCS, tmp_path, ROOT / "docs" / "hub.md")
+    assert {"model.safetensors", "modeling_xvlm.py", "README.md"} <= hub.repos["ORG/NAME"].files().keys()
+    assert b"256 drawn scenes" in hub.read("ORG/SHARED", "README.md")

@@ -67,7 +67,7 @@ def detect(name: str) -> str:
     return (
         "from PIL import Image\n\nfrom hf_vlp.models.region_extractors import load_extractor\n\n"
         f'extractor = load_extractor("{name}")\n{_IMAGE}'
-        "print(extractor.extract([image]).boxes.shape)\n"
+        "regions = extractor.extract([image])\nprint(regions.features.shape, regions.boxes.shape)\n"
     )
 
 

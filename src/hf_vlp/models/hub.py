@@ -56,7 +56,9 @@ class SharedOnHub:
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, max_shard_size=max_shard_size)
             if persons_card(repo_id, revision, token) is None:
-                self.write_card(folder, repo_id, tags=tags)
+                self.write_card(
+                    folder, repo_id, tags=[*(getattr(self, "model_tags", None) or []), *(tags or [])]
+                )
             return api.upload_folder(
                 repo_id=repo_id,
                 folder_path=folder,

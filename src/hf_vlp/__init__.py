@@ -49,8 +49,11 @@ from .models.processing_albef import ALBEFProcessor
 from .models.processing_lxmert import LXMERTProcessor
 from .models.processing_soho import SOHOProcessor
 from .models.processing_xvlm import XVLMProcessor
+from .pipelines import pipeline
+from .pipelines import register as register_pipelines
 
 register()
+register_pipelines()
 
 
 def __getattr__(name: str):
@@ -121,5 +124,6 @@ __all__ = [
     "XVLMModel",
     "XVLMProcessor",
     "load_head",
+    "pipeline",
     "predict",
 ]

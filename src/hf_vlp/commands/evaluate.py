@@ -19,8 +19,8 @@ from ..evaluation import (
     retrieval_recall,
 )
 from ..evaluation.question_answering import answer_classes
+from ..loading import load_trained, place_extractor
 from ..models.modeling_albef import ALBEFForGrounding
-from .loading import load_trained, place_extractor
 from .predict import read_answers
 from .rows import read_model_rows, without_images
 

@@ -30,12 +30,12 @@ from ..data.soho_collators import SOHOPretrainingCollator, SOHOQuestionCollator
 from ..data.task_collators import EntailmentCollator, PairCollator, QuestionAnsweringCollator
 from ..evaluation.question_answering import answer_classes
 from ..heads import load_head
+from ..loading import load_processor, place_extractor
 from ..models.modeling_albef import ALBEFForGrounding, ALBEFForPreTraining
 from ..models.modeling_lxmert import LXMERTPreTrainedModel
 from ..models.modeling_soho import SOHOPreTrainedModel
 from ..models.modeling_xvlm import XVLMForPreTraining
 from ..training import RECIPES, VLPTrainer, VLPTrainingArguments
-from .loading import load_processor, place_extractor
 from .predict import read_answers
 from .rows import read_model_rows, read_rows
 

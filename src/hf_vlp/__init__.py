@@ -66,6 +66,10 @@ def __getattr__(name: str):
         from .prediction import predict
 
         return predict
+    if name == "RetrievalIndex":
+        from .retrieval_index import RetrievalIndex
+
+        return RetrievalIndex
     if name == "load_head":
         from .heads import load_head
 
@@ -103,6 +107,7 @@ __all__ = [
     "LXMERTForVisualReasoning",
     "LXMERTModel",
     "LXMERTProcessor",
+    "RetrievalIndex",
     "SOHOConfig",
     "SOHOForGrounding",
     "SOHOForPreTraining",

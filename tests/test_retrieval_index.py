@@ -211,7 +211,7 @@ def test_saved_and_loaded_it_is_the_same(dtype, tmp_path, monkeypatch):
     places = list(range(7))
     assert torch.equal(copy._pieces.states(places), index._pieces.states(places))
     assert copy._pieces.states(places).dtype == getattr(torch, dtype)
-    assert copy.search(text=TEXTS) == index.search(text=TEXTS)
+    assert copy.search(text=TEXTS) == index.search(text=TEXTS) and copy.search(text=[]) == []
     assert copy.search(image=IMAGES) == index.search(image=IMAGES)
     with pytest.raises(ValueError, match="not an empty folder"):
         index.save(tmp_path / "copy")
@@ -255,6 +255,16 @@ def test_a_write_that_is_cut_short_leaves_what_was_there(tmp_path, monkeypatch):
     assert len(again) == 7 and again.search(text=TEXTS) == index.search(text=TEXTS)
     again.add([picture(20)])
     assert len(again) == 8
+
+
+def test_two_writers_do_not_overwrite_one_another(tmp_path):
+    index = filled(tmp_path / "index")
+    other = RetrievalIndex.load(tmp_path / "index", index.model, index.processor)
+    other.add([picture(20)], ids=["other"])
+    with pytest.raises(ValueError, match="load the index again"):
+        index.add([picture(21)], ids=["one"])
+    again = RetrievalIndex.load(tmp_path / "index", index.model, index.processor)
+    assert again.ids == [*index.ids, "other"]
 
 
 def test_a_piece_that_is_not_whole_is_named(tmp_path):

@@ -25,11 +25,11 @@ from .heads import load_head
 from .loading import load_processor, place_extractor
 from .models.processing_lxmert import LXMERTProcessor
 
-# pipeline: the task of `predict`, and what rows call its text besides "text"
+# pipeline: the task of `predict`, and what its rows call the text, which "text" names too
 TASKS = {
     "visual-question-answering": ("vqa", "question"),
     "image-text-retrieval": ("retrieval", "caption"),
-    "visual-grounding": ("grounding", "caption"),
+    "visual-grounding": ("grounding", "text"),
     "visual-reasoning": ("reasoning", "sentence"),
     "visual-entailment": ("entailment", "sentence"),
     "feature-extraction": ("features", "caption"),

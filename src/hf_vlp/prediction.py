@@ -329,7 +329,8 @@ def extract_features(
             visual = visual_inputs(model, processor, images) if images else None
             words = to_model(processor(text=texts, return_tensors="pt"), model) if texts else None
             read = _read_features if isinstance(model, ImageTextModel) else _read_pairs
-            found = {name: value.float().cpu() for name, value in read(model, visual, words).items()}
+            found = read(model, visual, words)
+        found = {name: value.float().cpu().clone() for name, value in found.items()}
         for row, *values in zip(batch, *found.values(), strict=True):
             named = {name: value for name, value in _named(row).items() if value is not None}
             yield named | dict(zip(found, values, strict=True))

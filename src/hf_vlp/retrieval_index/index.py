@@ -167,12 +167,14 @@ class RetrievalIndex:
         Raises:
             BadImageError: an image that cannot be read, named.
             ValueError: ids that are there already, come twice, or are more or fewer than the images, states
-                that `dtype` cannot hold, an index that was downloaded, or `batch_size` below 1.
+                that `dtype` cannot hold, an index that was downloaded, or that somebody else has added to
+                meanwhile, or `batch_size` below 1.
         """
         if self._is_download:
             raise ValueError(
                 f"{self.folder} is a download; save the index to a folder of yours and add there"
             )
+        self._pieces.next_path()  # before the work
         count = number_of(images)
         if ids is not None:
             ids = [str(image_id) for image_id in ids]
@@ -231,6 +233,8 @@ class RetrievalIndex:
         rerank = RERANKED * has_states if rerank is None else rerank
         query = image if text is None else text
         queries = list(query) if isinstance(query, (list, tuple)) else [query]
+        if not queries:
+            return []
         with evaluating(self.model):
             find = self._by_text if image is None else self._by_image
             found = find(queries, k, rerank)

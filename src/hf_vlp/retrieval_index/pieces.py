@@ -46,17 +46,28 @@ class Pieces:
         """(n, ...) of the rows at these places."""
         return torch.cat([self._state(place) for place in places])
 
+    def next_path(self) -> Path:
+        """Of the next piece.
+
+        Raises:
+            ValueError: somebody else has written it.
+        """
+        path = self.folder / f"piece-{len(self._files):05d}.safetensors"
+        if path.exists():
+            raise ValueError(f"{path} was written by another process or index; load the index again")
+        return path
+
     def write(self, ids: Sequence[str], features: Tensor, states: Tensor | None) -> None:
         """Add rows as a piece of their own.
 
         Raises:
-            ValueError: an id that is there already, or twice among these.
+            ValueError: an id that is there already, or twice among these, or somebody else has written.
         """
         self.check_new(ids)
         tensors = {"features": features.float().contiguous().cpu()}
         if states is not None:
             tensors["states"] = states.contiguous().cpu()
-        path = self.folder / f"piece-{len(self._files):05d}.safetensors"
+        path = self.next_path()
         unfinished = path.with_name(f".{path.name}.unfinished")
         try:
             save_file(tensors, unfinished, metadata={"ids": json.dumps(list(ids))})

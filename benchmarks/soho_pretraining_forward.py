@@ -85,11 +85,11 @@ def official_tokens(model: SOHOForPreTraining, batch: Batch) -> VisualTokens:
     """Image tokens of R texts, from S copies of the map of each image."""
     soho = model.model
     feature_map = soho.backbone(batch["pixel_values"]).last_hidden_state
-    projected = soho.visual_projection(feature_map.repeat_interleave(TEXTS, dim=0))  # (R, D, h, w)
+    cells = soho.visual_projection(feature_map.repeat_interleave(TEXTS, dim=0))  # (R, h, w, D)
     pixel_mask = batch["pixel_mask"].repeat_interleave(TEXTS, dim=0)
-    mask = cell_mask(pixel_mask, *projected.shape[-2:], model.config.padding_mask_mode)
-    positions = sine_positions(mask, projected.shape[1]).flatten(1, 2)
-    cells = projected.flatten(2).mT  # (R, N, D)
+    mask = cell_mask(pixel_mask, *cells.shape[1:3], model.config.padding_mask_mode)
+    positions = sine_positions(mask, cells.shape[3]).flatten(1, 2)
+    cells = cells.flatten(1, 2)  # (R, N, D)
     looked_up, nearest = official_look_up(soho.visual_dictionary, cells)
     states = soho.visual_gate(soho.visual_dictionary_projection(looked_up), cells)
     return VisualTokens(states, positions, mask, nearest)

@@ -1,4 +1,4 @@
-"""Fine-tune ALBEF for visual entailment (SNLI-VE): does an image entail a sentence, or contradict it?
+"""Fine-tune ALBEF or X-VLM for visual entailment (SNLI-VE): does an image entail or contradict a sentence?
 
     python examples/finetune_entailment.py
     python examples/finetune_entailment.py --model albef-base --image-size 384 \\
@@ -16,15 +16,15 @@ goes to `VLPTrainingArguments`.
 import argparse
 from functools import partial
 
-from small_albef import SCHEDULE_ON_SHAPES, TRAINING_SCENES, read_rows, tiny_albef
+from small_albef import TRAINING_SCENES, load_start, read_rows, schedule_for
 from transformers import HfArgumentParser, set_seed
 
-from hf_vlp import ALBEFForVisualEntailment, ALBEFProcessor
+from hf_vlp import ALBEFForVisualEntailment
 from hf_vlp.data.shapes import shapes_dataset
 from hf_vlp.data.task_collators import EntailmentCollator
 from hf_vlp.data.task_readers import read_snli_ve
 from hf_vlp.evaluation import evaluate_entailment, majority_label_accuracy
-from hf_vlp.training import RECIPES, VLPTrainer, VLPTrainingArguments
+from hf_vlp.training import VLPTrainer, VLPTrainingArguments
 
 # 1. What to do
 parser = argparse.ArgumentParser(
@@ -43,7 +43,8 @@ if has_own_rows and not options.model:
 
 training_parser = HfArgumentParser(VLPTrainingArguments)
 training_parser.set_defaults(output_dir="runs/entailment")
-training_parser.set_defaults(**(RECIPES["albef_entailment"] if has_own_rows else SCHEDULE_ON_SHAPES))
+schedule = schedule_for(options.model, has_own_rows, albef="albef_entailment", xvlm="xvlm_entailment")
+training_parser.set_defaults(**schedule)
 (training,) = training_parser.parse_args_into_dataclasses(rest)
 set_seed(training.seed)
 
@@ -56,14 +57,8 @@ else:
     train = shapes_dataset("entailment", "train", TRAINING_SCENES, seed=training.seed)
     test = shapes_dataset("entailment", "test", 256, seed=training.seed)
 
-# 3. The model with its teacher, and its processor
-if options.model:
-    processor = ALBEFProcessor.from_pretrained(options.model, image_size=options.image_size)
-    model = ALBEFForVisualEntailment.from_pretrained(
-        options.model, momentum_teacher=True, image_size=options.image_size
-    )
-else:
-    model, processor = tiny_albef(ALBEFForVisualEntailment)
+# 3. The model, ALBEF with its teacher, and its processor
+model, processor = load_start("entailment", ALBEFForVisualEntailment, options.model, options.image_size)
 
 # 4. Training; photos are cropped and mirrored
 trainer = VLPTrainer(
@@ -84,7 +79,7 @@ if test:
     print(f"accuracy:              {result.accuracy:.3f} of {len(test)} sentences")
     print(f"always the same label: {baseline:.3f}")
 
-# 6. Saving and sharing: model without its teacher, processor, and the code that reads them
+# 6. Saving and sharing: model without a teacher, processor, and the code that reads them
 model.save_pretrained(training.output_dir)
 processor.save_pretrained(training.output_dir)
 print(f"saved to {training.output_dir}")

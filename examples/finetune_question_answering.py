@@ -1,5 +1,5 @@
-"""Fine-tune ALBEF for question answering: an image and a question go in, the best of a list of answers comes
-out.
+"""Fine-tune ALBEF or X-VLM for question answering: an image and a question go in, the best of a list of
+answers comes out.
 
     python examples/finetune_question_answering.py
     python examples/finetune_question_answering.py --model albef-base --image-size 384 \\
@@ -8,13 +8,14 @@ out.
     python examples/finetune_question_answering.py --model albef-base --image-size 384 \\
         --train my_rows --test test_rows
 
-It adds one idea to `finetune_grounding.py`: the momentum teacher, a slow copy of the model whose answers are
-soft targets beside those of the annotators. The first line trains a tiny new model on drawn scenes for a
-minute or two, which shows every step; with --model runs/pretrain_albef it starts from what
-`pretrain_albef.py` saved, and learns the task. The others train on your data with the paper's schedule;
-rows have the columns image, question, answers (one per annotator) and, if the answers go to the server of
-VQA, question_id. Answers are chosen from --answers, a JSON list; without it from the 3,128 most frequent
-answers of the training rows. Every option not listed here goes to `VLPTrainingArguments`.
+It adds one idea to `finetune_grounding.py`: ALBEF's momentum teacher, a slow copy of the model whose answers
+are soft targets beside those of the annotators; X-VLM has none. The first line trains a tiny new ALBEF on
+drawn scenes for a minute or two, which shows every step; with --model runs/pretrain_albef it starts from what
+`pretrain_albef.py` saved, and learns the task, as X-VLM does with --model runs/pretrain after
+`pretrain.py --max_steps 1600`. The others train on your data with the schedule of the model's paper; rows
+have the columns image, question, answers (one per annotator) and, if the answers go to the server of VQA,
+question_id. Answers are chosen from --answers, a JSON list; without it from the 3,128 most frequent answers
+of the training rows. Every option not listed here goes to `VLPTrainingArguments`.
 """
 
 import argparse
@@ -23,15 +24,15 @@ from collections import Counter
 from functools import partial
 from pathlib import Path
 
-from small_albef import SCHEDULE_ON_SHAPES, TRAINING_SCENES, read_rows, tiny_albef
+from small_albef import TRAINING_SCENES, load_start, read_rows, schedule_for
 from transformers import HfArgumentParser, set_seed
 
-from hf_vlp import ALBEFForQuestionAnswering, ALBEFProcessor
+from hf_vlp import ALBEFForQuestionAnswering
 from hf_vlp.data.shapes import shapes_dataset
 from hf_vlp.data.task_collators import QuestionAnsweringCollator
 from hf_vlp.data.task_readers import read_answer_list, read_vqa
 from hf_vlp.evaluation import evaluate_question_answering, majority_answer_accuracy, write_evalai
-from hf_vlp.training import RECIPES, VLPTrainer, VLPTrainingArguments
+from hf_vlp.training import VLPTrainer, VLPTrainingArguments
 
 LISTED_ANSWERS = 3_128  # as many as the official list has
 
@@ -54,7 +55,8 @@ if has_own_rows and not options.model:
 
 training_parser = HfArgumentParser(VLPTrainingArguments)
 training_parser.set_defaults(output_dir="runs/question_answering")
-training_parser.set_defaults(**(RECIPES["albef_vqa"] if has_own_rows else SCHEDULE_ON_SHAPES))
+schedule = schedule_for(options.model, has_own_rows, albef="albef_vqa", xvlm="xvlm_vqa")
+training_parser.set_defaults(**schedule)
 (training,) = training_parser.parse_args_into_dataclasses(rest)
 set_seed(training.seed)
 
@@ -72,14 +74,8 @@ else:
     frequency = Counter(answer for answers in train["answers"] for answer in answers)
     answer_list = [answer for answer, _ in frequency.most_common(LISTED_ANSWERS)]
 
-# 3. The model with its teacher, and its processor
-if options.model:
-    processor = ALBEFProcessor.from_pretrained(options.model, image_size=options.image_size)
-    model = ALBEFForQuestionAnswering.from_pretrained(
-        options.model, momentum_teacher=True, image_size=options.image_size
-    )
-else:
-    model, processor = tiny_albef(ALBEFForQuestionAnswering)
+# 3. The model, ALBEF with its teacher, and its processor
+model, processor = load_start("vqa", ALBEFForQuestionAnswering, options.model, options.image_size)
 
 # 4. Training; photos are cropped and mirrored
 trainer = VLPTrainer(
@@ -93,7 +89,7 @@ trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
 if not trainer.is_world_process_zero():
     raise SystemExit
 
-# 5. Saving and sharing: model without its teacher, processor, the code that reads them, and the answers
+# 5. Saving and sharing: model without a teacher, processor, the code that reads them, and the answers
 model.save_pretrained(training.output_dir)
 processor.save_pretrained(training.output_dir)
 Path(training.output_dir, "answer_list.json").write_text(json.dumps(answer_list), encoding="utf-8")

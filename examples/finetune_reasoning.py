@@ -1,4 +1,4 @@
-"""Fine-tune ALBEF for reasoning over two images (NLVR2): is a sentence true of the pair?
+"""Fine-tune ALBEF or X-VLM for reasoning over two images (NLVR2): is a sentence true of the pair?
 
     python examples/finetune_reasoning.py
     python examples/finetune_reasoning.py --model albef-ta --image-size 384 \\
@@ -8,25 +8,26 @@
 
 It adds one idea to `finetune_question_answering.py`: a row has two images, and each layer that looks at the
 first is followed by one for the second. From a pre-trained model both start as copies; the paper trains them
-on text assignment first, and `albef-ta` is what `hf-vlp convert albef` makes of the file after that step. The
-first line trains a tiny new model on drawn scenes for a few minutes, which shows every step; with --model
-runs/pretrain_albef --max_steps 1500 it starts from what `pretrain_albef.py` saved, and learns the task. Rows
-have the columns images (two), sentence and label (whether it is true), those to score on also identifier, if
-rows of one sentence are to be judged together. Every option not listed here goes to `VLPTrainingArguments`.
+on text assignment first, and `albef-ta` is what `hf-vlp convert albef` makes of the file after that step, as
+`hf-vlp convert xvlm` of X-VLM's. The first line trains a tiny new ALBEF on drawn scenes for a few minutes,
+which shows every step; with --model runs/pretrain_albef --max_steps 1500 it starts from what
+`pretrain_albef.py` saved, and learns the task, as X-VLM does from what `pretrain.py` saved. Rows have the
+columns images (two), sentence and label (whether it is true), those to score on also identifier, if rows of
+one sentence are to be judged together. Every option not listed here goes to `VLPTrainingArguments`.
 """
 
 import argparse
 from functools import partial
 
-from small_albef import SCHEDULE_ON_SHAPES, TRAINING_SCENES, read_rows, tiny_albef
+from small_albef import TRAINING_SCENES, load_start, read_rows, schedule_for
 from transformers import HfArgumentParser, set_seed
 
-from hf_vlp import ALBEFForVisualReasoning, ALBEFProcessor
+from hf_vlp import ALBEFForVisualReasoning
 from hf_vlp.data.shapes import shapes_dataset
 from hf_vlp.data.task_collators import PairCollator
 from hf_vlp.data.task_readers import read_nlvr2
 from hf_vlp.evaluation import evaluate_reasoning, majority_label_accuracy
-from hf_vlp.training import RECIPES, VLPTrainer, VLPTrainingArguments
+from hf_vlp.training import VLPTrainer, VLPTrainingArguments
 
 # 1. What to do
 parser = argparse.ArgumentParser(
@@ -45,7 +46,8 @@ if has_own_rows and not options.model:
 
 training_parser = HfArgumentParser(VLPTrainingArguments)
 training_parser.set_defaults(output_dir="runs/reasoning")
-training_parser.set_defaults(**(RECIPES["albef_reasoning"] if has_own_rows else SCHEDULE_ON_SHAPES))
+schedule = schedule_for(options.model, has_own_rows, albef="albef_reasoning", xvlm="xvlm_nlvr")
+training_parser.set_defaults(**schedule)
 (training,) = training_parser.parse_args_into_dataclasses(rest)
 set_seed(training.seed)
 
@@ -58,14 +60,8 @@ else:
     train = shapes_dataset("pairs", "train", TRAINING_SCENES, seed=training.seed)
     test = shapes_dataset("pairs", "test", 256, seed=training.seed)
 
-# 3. The model with its teacher, and its processor
-if options.model:
-    processor = ALBEFProcessor.from_pretrained(options.model, image_size=options.image_size)
-    model = ALBEFForVisualReasoning.from_pretrained(
-        options.model, momentum_teacher=True, image_size=options.image_size
-    )
-else:
-    model, processor = tiny_albef(ALBEFForVisualReasoning)
+# 3. The model, ALBEF with its teacher, and its processor
+model, processor = load_start("reasoning", ALBEFForVisualReasoning, options.model, options.image_size)
 
 # 4. Training; photos are cropped and mirrored, each of a pair by itself
 trainer = VLPTrainer(
@@ -87,7 +83,7 @@ if test:
     print(f"always the same label:   {baseline:.3f}")
     print(f"sentences wholly right:  {result.consistency:.3f}")
 
-# 6. Saving and sharing: model without its teacher, processor, and the code that reads them
+# 6. Saving and sharing: model without a teacher, processor, and the code that reads them
 model.save_pretrained(training.output_dir)
 processor.save_pretrained(training.output_dir)
 print(f"saved to {training.output_dir}")

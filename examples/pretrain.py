@@ -21,6 +21,7 @@ from transformers import AutoTokenizer, HfArgumentParser, set_seed
 
 from hf_vlp import XVLMForPreTraining, XVLMProcessor
 from hf_vlp.data.collators import ImageTextCollator, RegionCollator
+from hf_vlp.data.masking import WholeWordMasking
 from hf_vlp.data.mixing import MixedCollator, MixedDataset
 from hf_vlp.data.readers import read_image_text, read_regions
 from hf_vlp.evaluation import evaluate_retrieval
@@ -37,6 +38,8 @@ SCHEDULE_ON_SHAPES = {
     "logging_steps": 50,
     "save_strategy": "no",
 }
+# Drawn scenes have few words and all can be seen: the more are masked, the more there is to look for
+MASKED_ON_SHAPES = 0.4
 
 
 def read_rows(paths: list[str], read_official) -> datasets.Dataset:
@@ -92,13 +95,15 @@ else:
 
 # 4. Training; a batch is of one kind and goes to that kind's collator. Regions with equal texts ("a red
 # circle") are no negatives of one another.
+masking = WholeWordMasking(processor.tokenizer, 0.25 if has_own_rows else MASKED_ON_SHAPES)
+settings = {"processor": processor, "augment": has_own_rows, "masking": masking}
 trainer = VLPTrainer(
     model,
     training,
     train_dataset=MixedDataset(images, regions),
     data_collator=MixedCollator(
-        image=ImageTextCollator(processor=processor, augment=has_own_rows),
-        region=RegionCollator(processor=processor, augment=has_own_rows, group_equal_texts=True),
+        image=ImageTextCollator(**settings),
+        region=RegionCollator(**settings, group_equal_texts=True),
     ),
     processing_class=processor,
 )

@@ -1,14 +1,17 @@
-"""What the examples of ALBEF share: a tiny new model that knows the words of drawn scenes, rows of files."""
+"""What the examples of ALBEF share, some of them X-VLM's too: a tiny new model that knows the words of drawn
+scenes, a model to start from, rows of files."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import datasets
-from transformers import PreTrainedModel, ViTConfig
+from transformers import AutoConfig, AutoProcessor, PreTrainedModel, ProcessorMixin, ViTConfig
 
-from hf_vlp import ALBEFConfig, ALBEFImageProcessor, ALBEFProcessor, VLPTextConfig
+from hf_vlp import ALBEFConfig, ALBEFImageProcessor, ALBEFProcessor, VLPTextConfig, load_head
 from hf_vlp.data.shapes import vocabulary
 from hf_vlp.quickstart import word_tokenizer
+from hf_vlp.training import RECIPES
 
 # 36 patches of 8 pixels; weights of 0.02, right for a width of 768, are too quiet for one of 64
 SIZE = {"hidden_size": 64, "intermediate_size": 256, "num_attention_heads": 4, "initializer_range": 0.1}
@@ -42,6 +45,27 @@ def tiny_albef(head: type[PreTrainedModel]) -> tuple[PreTrainedModel, ALBEFProce
     )
     size = {"height": VISION["image_size"], "width": VISION["image_size"]}
     return head(config), ALBEFProcessor(ALBEFImageProcessor(size=size), tokenizer)
+
+
+def load_start(
+    task: str, head: type[PreTrainedModel], name: str | None, image_size: int | None
+) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """The head for `task` of the ALBEF, with its teacher, or X-VLM in `name`, and its processor; without a
+    name the tiny new `head`."""
+    if name is None:
+        return tiny_albef(head)
+    processor = AutoProcessor.from_pretrained(name, image_size=image_size)
+    return load_head(task, name, needs_weights=False, teacher=True, image_size=image_size), processor
+
+
+def schedule_for(name: str | None, has_own_rows: bool, **recipes: str) -> dict[str, Any]:
+    """The schedule of one's own rows, by the recipe of the paper ("albef", "xvlm") of the model in `name`,
+    or of drawn scenes; X-VLM has no teacher whose weight could rise."""
+    model_type = ALBEFConfig.model_type if name is None else AutoConfig.from_pretrained(name).model_type
+    if has_own_rows:
+        return RECIPES[recipes[model_type.removeprefix("vlp_")]]
+    is_albef = model_type == ALBEFConfig.model_type
+    return SCHEDULE_ON_SHAPES if is_albef else SCHEDULE_ON_SHAPES | {"alpha_ramp_epochs": 0.0}
 
 
 def read_rows(

@@ -21,7 +21,8 @@ SIZES = {
     "classifier_dropout": 0.0,
     "max_position_embeddings": 64,
     "vd_size": 64,
-    "mvm_prob": 0.05,
+    "mvm_prob": 0.15,
+    "mvm_pick": "location",  # scenes have few things: one entry of many is often all that a text is about
     "frozen_stages": -1,  # the trunk is new
 }
 

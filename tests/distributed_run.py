@@ -1,4 +1,5 @@
-"""What tests/test_distributed.py runs on two processes: OUTPUT_DIR gradients|train|teacher|dictionary."""
+"""What tests/test_distributed.py runs on two processes: OUTPUT_DIR
+gradients|train|teacher|dictionary|captions."""
 
 import json
 import sys
@@ -9,13 +10,18 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 from tiny import (
+    answer_batch,
+    assignment_batch,
     canvas_answer_batch,
     canvas_entailment_batch,
     canvas_grounding_batch,
     canvas_pair_batch,
     canvas_retrieval_batch,
+    caption_batch,
+    entailment_batch,
     lxmert_pretraining_batch,
     pretraining_batch,
+    reasoning_batch,
     region_batch,
     retrieval_batch,
     soft_answer_batch,
@@ -47,8 +53,13 @@ from hf_vlp import (
     SOHOForRetrieval,
     SOHOForVisualEntailment,
     SOHOForVisualReasoning,
+    XVLMForCaptioning,
     XVLMForPreTraining,
+    XVLMForQuestionAnswering,
     XVLMForRetrieval,
+    XVLMForTextAssignment,
+    XVLMForVisualEntailment,
+    XVLMForVisualReasoning,
 )
 from hf_vlp.data.mixing import MixedStream
 from hf_vlp.models.modeling_soho import VisualDictionary
@@ -70,6 +81,11 @@ def joint_batches() -> dict[str, tuple[type[PreTrainedModel], Batch, dict]]:
     sentences["visual_attention_mask"] = torch.ones_like(
         sentences["visual_attention_mask"]
     )  # of equal weight
+    answers = {name: value[:4] for name, value in answer_batch().items()}
+    answers.pop("answer_question_index")  # one to each question
+    assignment = assignment_batch() | {"negative_image_index": torch.stack([PARTNERS, PARTNERS], 1)}
+    captions = caption_batch()
+    captions["labels"][0, -1] = -100  # of equal weight
     return {
         "soho_pretraining": (SOHOForPreTraining, soho_pretraining_batch(), {}),
         "soho_answering": (SOHOForQuestionAnswering, canvas_answer_batch(), {}),
@@ -77,6 +93,11 @@ def joint_batches() -> dict[str, tuple[type[PreTrainedModel], Batch, dict]]:
         "soho_entailment": (SOHOForVisualEntailment, canvas_entailment_batch(), {}),
         "soho_retrieval": (SOHOForRetrieval, canvas_retrieval_batch() | negatives, {}),
         "soho_grounding": (SOHOForGrounding, canvas_grounding_batch(), {}),
+        "answering": (XVLMForQuestionAnswering, answers, {}),
+        "entailment": (XVLMForVisualEntailment, entailment_batch(), {}),
+        "reasoning": (XVLMForVisualReasoning, reasoning_batch(), {}),
+        "assignment": (XVLMForTextAssignment, assignment, {}),
+        "captioning": (XVLMForCaptioning, captions, {}),
         "lxmert_pretraining": (LXMERTForPreTraining, sentences, {}),
         "lxmert_answering": (LXMERTForQuestionAnswering, soft_answer_batch(), {}),
         "lxmert_reasoning": (LXMERTForVisualReasoning, visual_pair_batch(), {}),
@@ -85,6 +106,7 @@ def joint_batches() -> dict[str, tuple[type[PreTrainedModel], Batch, dict]]:
         "lxmert_grounding": (LXMERTForGrounding, visual_grounding_batch(), {}),
         "images": (XVLMForPreTraining, images, {}),
         "regions": (XVLMForPreTraining, regions, {}),
+        "local_regions": (XVLMForPreTraining, regions, {"trunk": "clip"}),
         "regions_with_ids": (XVLMForPreTraining, regions | {"image_ids": torch.tensor([0, 1, 1, 2])}, {}),
         "retrieval": (XVLMForRetrieval, retrieval, {}),
         "itc": (XVLMForPreTraining, images, ITC_ONLY),
@@ -195,6 +217,24 @@ def write_teacher(output_dir: Path):
     )
 
 
+def write_captions(output_dir: Path):
+    """Two steps of self-critical training, each process with samples and rewards of its own."""
+    from test_training_captioning import trainer
+
+    records, rank = [], dist.get_rank()
+
+    def reward(captions, references):
+        records.append(captions)
+        return [float(len(caption)) for caption in captions]
+
+    run = trainer(output_dir, reward, max_steps=2, per_device_train_batch_size=2)
+    before = weights(run)
+    run.train()
+    save_file(before, output_dir / f"before{rank}.safetensors")
+    save_file(weights(run), output_dir / f"captions{rank}.safetensors")
+    (output_dir / f"captions{rank}.json").write_text(json.dumps(records))
+
+
 def write_dictionary(output_dir: Path):
     """Three steps of SOHO's dictionary, each process with cells of its own, and of one that revives entries
     by random cells, which differ between the processes."""
@@ -217,6 +257,6 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     tasks = {"gradients": write_gradients, "train": write_training, "teacher": write_teacher}
-    tasks["dictionary"] = write_dictionary
+    tasks |= {"dictionary": write_dictionary, "captions": write_captions}
     tasks[sys.argv[2]](Path(sys.argv[1]))
     dist.destroy_process_group()

@@ -32,9 +32,13 @@ from hf_vlp import (
     SOHOForRetrieval,
     SOHOForVisualEntailment,
     SOHOForVisualReasoning,
+    XVLMForCaptioning,
     XVLMForGrounding,
     XVLMForPreTraining,
+    XVLMForQuestionAnswering,
     XVLMForRetrieval,
+    XVLMForVisualEntailment,
+    XVLMForVisualReasoning,
 )
 
 ALBEF = (
@@ -61,7 +65,15 @@ SOHO = (
     SOHOForVisualEntailment,
     SOHOForVisualReasoning,
 )
-XVLM = (XVLMForPreTraining, XVLMForRetrieval, XVLMForGrounding)
+XVLM = (
+    XVLMForPreTraining,
+    XVLMForRetrieval,
+    XVLMForGrounding,
+    XVLMForQuestionAnswering,
+    XVLMForVisualEntailment,
+    XVLMForVisualReasoning,
+    XVLMForCaptioning,
+)
 
 LXMERT_ANSWERS = ["yes", "no", "red", "blue", "1", "2"]
 LXMERT_FEATURES = 16  # width of those of `save_trunk("vit")`

@@ -37,6 +37,33 @@ def texts(inputs) -> dict[str, torch.Tensor]:
     return {name: inputs[name] for name in ("pixel_values", "input_ids", "attention_mask")}
 
 
+def given_answers(case) -> dict[str, torch.Tensor]:
+    """The answers of a question-answering case, the weights, and the question of each."""
+    counts = torch.tensor(case.meta["answers_per_question"])
+    return {
+        "answer_input_ids": case.inputs["answer_ids"],
+        "answer_attention_mask": case.inputs["answer_attention_mask"],
+        "answer_weights": case.inputs["answer_weights"],
+        "answer_question_index": torch.arange(len(counts)).repeat_interleave(counts),
+    }
+
+
+def pairs(inputs) -> dict[str, torch.Tensor]:
+    """Inputs with pairs of images: (2R, ...), all first and then all second ones, to (R, 2, ...)."""
+    return inputs | {"pixel_values": inputs["pixel_values"].unflatten(0, (2, -1)).transpose(0, 1)}
+
+
+def check_answer_ranking(case):
+    ranked = case.model.eval().rank_answers(
+        **texts(case.inputs),
+        answer_input_ids=case.inputs["candidate_ids"],
+        answer_attention_mask=case.inputs["candidate_attention_mask"],
+        top_k=case.meta["rank_k"],
+    )
+    assert torch.equal(ranked.indices, case.outputs["topk_ids"])
+    torch.testing.assert_close(ranked.probabilities, case.outputs["topk_probs"], **LOGITS)
+
+
 def check_gradients(case, loss):
     """Norm of the gradient of every official parameter; split tensors are joined, and zeros may be
     rounding."""

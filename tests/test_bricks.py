@@ -147,6 +147,8 @@ def test_trunk_layout(name):
     if name == "swin":
         torch.testing.assert_close(tokens[:, 0], raw.mean(dim=1))
         torch.testing.assert_close(tokens[:, 1:], raw)
+    elif name == "clip":
+        torch.testing.assert_close(tokens, trunk.trunk.post_layernorm(raw))
     else:
         torch.testing.assert_close(tokens, raw)
 
@@ -194,7 +196,7 @@ def test_position_embeddings_keep_cls_and_scale_the_grid():
     torch.testing.assert_close(resampled[:, 1:], expected)
 
 
-@pytest.mark.parametrize("name", ["swin", "vit"])
+@pytest.mark.parametrize("name", ["swin", "vit", "clip"])
 def test_a_model_reads_another_resolution_and_is_saved_so(name, tmp_path):
     model = hf_vlp.XVLMForGrounding(tiny_config(name)).eval()
     model.save_pretrained(tmp_path / "small")
@@ -206,7 +208,7 @@ def test_a_model_reads_another_resolution_and_is_saved_so(name, tmp_path):
     again = hf_vlp.XVLMForGrounding.from_pretrained(tmp_path / "large")
     torch.testing.assert_close(again.model.vision_model(images), larger.model.vision_model(images))
     for key, value in model.state_dict().items():
-        if "relative_position" not in key and "position_embeddings" not in key:
+        if "relative_position" not in key and "position_embedding" not in key:
             assert torch.equal(value, larger.state_dict()[key]), key
 
 
@@ -405,4 +407,9 @@ def test_default_config_is_the_papers_base_model():
         grounding = hf_vlp.XVLMForGrounding(hf_vlp.XVLMConfig())
     assert model.num_parameters() == 215_637_241
     assert round(grounding.num_parameters() / 1e6, 2) == 213.37
+    with torch.device("meta"):
+        answering = hf_vlp.XVLMForQuestionAnswering(hf_vlp.XVLMConfig())
+        reasoning = hf_vlp.XVLMForVisualReasoning(hf_vlp.XVLMConfig())
+    assert round(answering.num_parameters() / 1e6, 2) == 293.35
+    assert round(reasoning.num_parameters() / 1e6, 2) == 262.99
     assert isinstance(model.config.vision_config, SwinConfig)

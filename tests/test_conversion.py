@@ -16,6 +16,10 @@ KINDS = {
     "xvlm_pretrain_image": hf_vlp.XVLMForPreTraining,
     "xvlm_retrieval": hf_vlp.XVLMForRetrieval,
     "xvlm_grounding": hf_vlp.XVLMForGrounding,
+    "xvlm_vqa": hf_vlp.XVLMForQuestionAnswering,
+    "xvlm_nlvr": hf_vlp.XVLMForVisualReasoning,
+    "text_assignment": hf_vlp.XVLMForTextAssignment,
+    "xvlm_captioning": hf_vlp.XVLMForCaptioning,
 }
 
 
@@ -24,9 +28,23 @@ def official(request):
     """Official weights by folder name, and the number of attention heads that tensors do not tell."""
 
     def load(name: str) -> tuple[dict[str, torch.Tensor], int]:
-        return read_official(Path(request.config.getoption("--parity-dir")) / name)
+        folder = Path(request.config.getoption("--parity-dir"))
+        if name == "text_assignment":
+            state, heads = read_official(folder / "xvlm_nlvr")
+            return _text_assignment(state), heads
+        return read_official(folder / name)
 
     return load
+
+
+def _text_assignment(nlvr: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The key tree of NLVR2's domain pretraining: a projection of images alone, and a head of three."""
+    text_width = len(nlvr["text_encoder.embeddings.LayerNorm.weight"])
+    image_width = len(nlvr["vision_encoder.norm.weight"])
+    return {key: value for key, value in nlvr.items() if not key.startswith("cls_head")} | {
+        "vision_proj.weight": torch.randn(12, image_width), "vision_proj.bias": torch.randn(12),
+        "ta_head.weight": torch.randn(3, text_width), "ta_head.bias": torch.randn(3),
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -47,12 +65,15 @@ def test_file_to_folder(official, name, tmp_path):
         joined = torch.cat([converted[target] for target in targets]).reshape(state[key].shape)
         assert torch.equal(joined, state[key]), key
 
+    text_config, tokenizer = model.config.text_config, tiny_tokenizer()
+    assert text_config.bos_token_id == tokenizer.cls_token_id  # of answers
+    assert text_config.eos_token_id == tokenizer.sep_token_id
     processor = AutoProcessor.from_pretrained(tmp_path / "out")
     size = model.config.vision_config.image_size
     batch = processor(images=[torch.zeros(3, 5, 9)], text=["a circle"])
     assert batch.pixel_values.shape == (1, 3, size, size)
     patches = processor.encode_regions([[[0, 0, 9, 5]]], [(5, 9)])["region_patch_mask"]
-    assert patches.shape[1] == model.get_image_features(batch.pixel_values).last_hidden_state.shape[1] - 1
+    assert patches.shape[1] == model.base_model.vision_model(batch.pixel_values).shape[1] - 1
     assert (tmp_path / "out" / "modeling_xvlm.py").exists()
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
@@ -69,6 +90,33 @@ def test_another_resolution(official, tmp_path):
     assert AutoProcessor.from_pretrained(tmp_path / "out").image_processor.size["height"] == size
 
 
+@pytest.mark.parametrize("with_masks", [True, False])
+@pytest.mark.parametrize("window", [3, 4])
+def test_window_and_size_are_read(official, window, with_masks):
+    """As of files for 384 pixels and for 480, whose last stage is one window of 12 or 15."""
+    state, heads = official("xvlm_vqa")
+    state = {k: v for k, v in state.items() if not k.endswith(("attn_mask", "relative_position_index"))}
+    stages = len({key.split(".")[2] for key in state if key.startswith("vision_encoder.layers.")})
+    for key in [key for key in state if key.endswith("relative_position_bias_table")]:
+        state[key] = torch.randn((2 * window - 1) ** 2, state[key].shape[1])
+        stage, block = int(key.split(".")[2]), int(key.split(".")[4])
+        if with_masks and block % 2 and stage < stages - 1:
+            name = key.replace("attn.relative_position_bias_table", "attn_mask")
+            state[name] = torch.zeros(4 ** (stages - 1 - stage), window**2, window**2)
+    swin = convert_state_dict(state, heads).model.config.vision_config
+    assert swin.window_size == window
+    assert swin.image_size == window * swin.patch_size * 2 ** (stages - 1)
+
+
+@pytest.mark.parametrize("kind", ["xvlm_nlvr", "text_assignment"])
+def test_pairs_share_keys_and_values(official, kind):
+    """Stored twice, they must be equal: there is one place for both."""
+    state, heads = official(kind)
+    last = max(key for key in state if key.startswith("text_encoder.") and "crossattention.self.key" in key)
+    with pytest.raises(ValueError, match="differ"):
+        convert_state_dict(state | {last: state[last] + 1}, heads)
+
+
 def _without(state, fragment):
     return {key: value for key, value in state.items() if fragment not in key}
 
@@ -80,9 +128,13 @@ BROKEN = {
     "with surplus": (lambda s: {**s, "extra.weight": torch.zeros(1)}, "no place for"),
     "misshapen": (lambda s: {**s, "itm_head.3.weight": torch.zeros(3, 64)}, "misshapen"),
     "albef": (lambda s: {**s, "visual_encoder.cls_token": torch.zeros(1)}, "ALBEF"),
-    "vqa": (lambda s: {**s, "text_decoder.bert.x": torch.zeros(1)}, "question-answering"),
+    "surplus decoder": (lambda s: {**s, "text_decoder.bert.x": torch.zeros(1)}, "no place for"),
+    "two heads": (lambda s: {**s, "cls_head.0.weight": torch.zeros(1)}, "no heads"),
     "lxmert": (lambda s: {"bert.encoder.r_layers.0.x": torch.zeros(1)}, "LXMERT"),
-    "clip trunk": (lambda s: {**s, "vision_encoder.encoder.x": torch.zeros(1)}, "CLIP"),
+    "half a clip": (
+        lambda s: {**s, "vision_encoder.class_embedding": torch.zeros(1)},
+        "no vision_encoder.patch_embed.weight",
+    ),
     "nothing": (lambda s: {"weight": torch.zeros(1)}, "no heads"),
 }
 
@@ -139,6 +191,16 @@ def test_outputs_and_tokenizers_that_do_not_fit(official, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["full", "official.th"]
 
 
+def test_a_decoder_of_another_width_or_incomplete_is_refused(official):
+    """A decoder without a text encoder is one of captions."""
+    state, heads = official("xvlm_vqa")
+    with pytest.raises(ValueError, match="misshapen"):
+        convert_state_dict({k: v for k, v in state.items() if not k.startswith("text_encoder.")}, heads)
+    state, heads = official("xvlm_captioning")
+    with pytest.raises(ValueError, match="misses"):
+        convert_state_dict(_without(state, "text_decoder.cls.predictions.transform"), heads)
+
+
 @pytest.mark.parametrize("twin", ["weight", "bias"])
 def test_tied_tensors_that_differ_are_refused(official, twin):
     state, heads = official("xvlm_pretrain_image")
@@ -153,6 +215,27 @@ def test_a_pretraining_file_starts_every_task(official, tmp_path):
     convert_checkpoint(
         tmp_path / "official.th", tmp_path / "out", tiny_tokenizer(), num_attention_heads=heads
     )
-    for head in (hf_vlp.XVLMForRetrieval, hf_vlp.XVLMForGrounding, hf_vlp.XVLMModel):
+    for head in (
+        hf_vlp.XVLMForRetrieval,
+        hf_vlp.XVLMForGrounding,
+        hf_vlp.XVLMForCaptioning,
+        hf_vlp.XVLMModel,
+    ):
         model, info = head.from_pretrained(tmp_path / "out", output_loading_info=True)
         assert not info["missing_keys"] and model.new_parameters == frozenset()
+    model = hf_vlp.XVLMForQuestionAnswering.from_pretrained(tmp_path / "out")
+    assert len(model.new_parameters) == 4 * len(
+        model.decoder.layer
+    )  # keys and values, as in the official code
+    assert all(name.startswith("decoder.key_values.") for name in model.new_parameters)
+    for ours, theirs in zip(model.decoder.layer, model.model.fusion_model.layer, strict=True):
+        for name, value in ours.state_dict().items():
+            assert torch.equal(value, theirs.state_dict()[name]), name
+    pretrained = hf_vlp.XVLMForPreTraining.from_pretrained(tmp_path / "out")
+    assert torch.equal(model.decoder.lm_head.dense.weight, pretrained.lm_head.dense.weight)
+    assert torch.equal(model.decoder.lm_head.decoder.bias, pretrained.lm_head.decoder.bias)
+    model = hf_vlp.XVLMForVisualReasoning.from_pretrained(tmp_path / "out")
+    assert all(name.startswith("cls_head.") for name in model.new_parameters)
+    fusion = model.model.fusion_model
+    for first, second in zip(fusion.layer, fusion.second_layer, strict=True):
+        assert torch.equal(first.crossattention.self.query.weight, second.crossattention.self.query.weight)

@@ -64,6 +64,16 @@ def test_types_shards_and_changed_files(folder):
     assert [row["caption"] for row in read_captions(files)] == [["another"], ["a cat"]]
 
 
+def test_vqa_of_xvlm(folder):
+    """Rows without a data set are VQA's, those of GQA name whole paths."""
+    plain = {key: value for key, value in QUESTION.items() if key != "dataset"}
+    whole = QUESTION | {"dataset": "gqa", "image": str(folder / "1.jpg"), "answer": "mat"}
+    rows = list(read_vqa(write(folder / "train.json", [plain, whole]), folder))
+    assert [row["image"]["path"] for row in rows] == [str(folder / "0.jpg"), str(folder / "1.jpg")]
+    assert [row["answers"] for row in rows] == [[], ["mat"]]
+    assert [row["answer_weight"] for row in rows] == [1.0, 1.0]
+
+
 @both_ways
 def test_vqa(folder, streaming):
     (folder / "genome").mkdir()
@@ -123,9 +133,9 @@ CASES = [
     (read_captions, CAPTION, {"caption": []}, "caption is"),
     (read_captions, CAPTION, {"image": 3}, "an image is (3|None); it must be a string"),
     (read_captions, CAPTION, {"image": ...}, "lacks image"),
-    (read_vqa, QUESTION, {"dataset": "gqa"}, "dataset is 'gqa'; it must be vqa or vg"),
+    (read_vqa, QUESTION, {"dataset": "clevr"}, "dataset is 'clevr'; it must be vqa, vg or gqa"),
     (read_vqa, QUESTION, {"dataset": "vg"}, "vg_root is None; give the folder"),
-    (read_vqa, QUESTION, {"dataset": ...}, "lacks dataset"),
+    (read_vqa, QUESTION, {"question_id": ...}, "lacks question_id"),
     (read_vqa, QUESTION, {"question_id": "x"}, "question_id is 'x'; it must be an integer"),
     (read_vqa, QUESTION, {"question": None}, "question is None"),
     (read_vqa, QUESTION, {"answer": [1]}, r"answer is \[1\]"),

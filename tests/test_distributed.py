@@ -125,6 +125,19 @@ def test_teacher_and_queue_are_those_of_all_processes(tmp_path):
     assert torch.equal(first["queue.image_ids"], ids.repeat(4)[-10:].roll(written))
 
 
+def test_self_critical_gradients_are_those_of_all_processes(tmp_path):
+    """Processes draw different captions, and yet end with equal weights."""
+    on_two_processes(tmp_path, "captions")
+    drawn = [json.loads((tmp_path / f"captions{rank}.json").read_text()) for rank in range(2)]
+    assert [len(captions) for captions in drawn[0]] == [2, 6] * 2  # greedy captions, then samples
+    assert all(first != second for first, second in zip(*(one[1::2] for one in drawn), strict=True))
+    first, second, before = (
+        load_file(tmp_path / f"{name}.safetensors") for name in ("captions0", "captions1", "before0")
+    )
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not all(torch.equal(first[name], before[name]) for name in first)
+
+
 def test_dictionary_is_that_of_all_processes(tmp_path):
     on_two_processes(tmp_path, "dictionary")
     alone = VisualDictionary(tiny_soho_config()).train()

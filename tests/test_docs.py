@@ -13,10 +13,13 @@ from test_data_features import pixel_row, write_tsv
 from test_data_nlvr import SCENE, draw
 from tiny import tiny_soho_config
 from tiny_extractors import save_detector, save_trunk
+from tokenizers_of_languages import sentencepiece_tokenizer
 from transformers import (
     BertConfig,
     BertForMaskedLM,
     BertTokenizer,
+    CLIPConfig,
+    CLIPModel,
     LxmertConfig,
     LxmertForQuestionAnswering,
     ResNetModel,
@@ -24,6 +27,8 @@ from transformers import (
     SwinModel,
     ViTConfig,
     ViTModel,
+    XLMRobertaConfig,
+    XLMRobertaForMaskedLM,
 )
 from typer.testing import CliRunner
 
@@ -52,6 +57,8 @@ from hf_vlp import (
     XVLMConfig,
     XVLMForGrounding,
     XVLMForPreTraining,
+    XVLMForQuestionAnswering,
+    XVLMForVisualReasoning,
     XVLMImageProcessor,
     XVLMProcessor,
 )
@@ -68,6 +75,11 @@ ALBEF = {
     "albef-ve": ALBEFForVisualEntailment,
     "albef-nlvr": ALBEFForVisualReasoning,
     "albef-refcoco": ALBEFForGrounding,
+}
+XVLM = {
+    "xvlm-base": XVLMForPreTraining,
+    "xvlm-vqa": XVLMForQuestionAnswering,
+    "xvlm-nlvr": XVLMForVisualReasoning,
 }
 LXMERT = {
     "lxmert-base": LXMERTForPreTraining,
@@ -119,10 +131,14 @@ def user_folder(tmp_path_factory) -> Path:
     rows.test_grounding[0]["image"].save(folder / "quickstart" / "scene.png")
 
     tokenizer = word_tokenizer(vocabulary())
-    text = VLPTextConfig(vocab_size=len(tokenizer), num_text_layers=1, num_fusion_layers=1, **TEXT)
-    XVLMForPreTraining(XVLMConfig(vision_config=SWIN, text_config=text)).save_pretrained(folder / "xvlm-base")
-    XVLMProcessor(XVLMImageProcessor(), tokenizer).save_pretrained(folder / "xvlm-base")
+    ends = {"bos_token_id": tokenizer.cls_token_id, "eos_token_id": tokenizer.sep_token_id}
+    layers = {"num_text_layers": 1, "num_fusion_layers": 1, "num_decoder_layers": 1}
+    text = VLPTextConfig(vocab_size=len(tokenizer), **ends, **layers, **TEXT)
+    for name, head in XVLM.items():
+        head(XVLMConfig(vision_config=SWIN, text_config=text)).save_pretrained(folder / name)
+        XVLMProcessor(XVLMImageProcessor(), tokenizer).save_pretrained(folder / name)
     SwinModel(SWIN).save_pretrained(folder / "microsoft" / "swin-base-patch4-window7-224-in22k")
+    write_clip_and_xlm_roberta(folder)
     write_albef_models(folder, tokenizer)
     write_lxmert_models(folder, tokenizer)
     write_lxmert_data(folder)
@@ -137,6 +153,16 @@ def user_folder(tmp_path_factory) -> Path:
     write_refer(folder / "refcoco+" / "refs(unc).p", folder / "refcoco+" / "instances.json")
     write_nlvr(folder / "nlvr" / "dev")
     return folder
+
+
+def write_clip_and_xlm_roberta(folder: Path) -> None:
+    sizes = TEXT | {"num_hidden_layers": 1, "vocab_size": 40}
+    clip = CLIPConfig(text_config=sizes, vision_config=sizes | {"patch_size": 16})
+    CLIPModel(clip).save_pretrained(folder / "openai" / "clip-vit-base-patch16")
+    tokenizer = sentencepiece_tokenizer(["Ein grünes Dreieck über einem Kreis."] * 2)
+    sizes |= {"num_hidden_layers": 12, "vocab_size": len(tokenizer)}
+    XLMRobertaForMaskedLM(XLMRobertaConfig(**sizes)).save_pretrained(folder / "xlm-roberta-base")
+    tokenizer.save_pretrained(folder / "xlm-roberta-base")
 
 
 def write_albef_models(folder: Path, tokenizer) -> None:

@@ -31,6 +31,7 @@ SCRIPTS = {"pretrain": "XVLMForPreTraining", "finetune_retrieval": "XVLMForRetri
 SCRIPTS |= {"pretrain_albef": "ALBEFForPreTraining", "finetune_weak_grounding": "ALBEFForGrounding"}
 SCRIPTS |= {"pretrain_lxmert": "LXMERTForPreTraining", "finetune_lxmert": "LXMERTForQuestionAnswering"}
 SCRIPTS |= {"pretrain_soho": "SOHOForPreTraining", "finetune_soho": "SOHOForQuestionAnswering"}
+SCRIPTS |= {"caption_xvlm": "XVLMForCaptioning"}
 SCRIPTS |= {"finetune_grounding": "XVLMForGrounding"} | {name: row[0] for name, row in ALBEF_SCRIPTS.items()}
 
 
@@ -108,7 +109,12 @@ def test_pretrain_saves_what_auto_classes_read(pretrained):
 
 
 @pytest.mark.parametrize(
-    ("script", "printed"), [("finetune_retrieval", "R@10 re-ranked"), ("finetune_grounding", "random object")]
+    ("script", "printed"),
+    [
+        ("finetune_retrieval", "R@10 re-ranked"),
+        ("finetune_grounding", "random object"),
+        ("caption_xvlm", "all objects right"),
+    ],
 )
 def test_fine_tuning_on_shapes(script, printed, pretrained, tmp_path):
     output = run(script, *FEW_STEPS, "--output_dir", tmp_path, "--model", pretrained)
@@ -117,13 +123,21 @@ def test_fine_tuning_on_shapes(script, printed, pretrained, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "script", ["finetune_retrieval", "finetune_grounding", "finetune_weak_grounding", *ALBEF_SCRIPTS]
+    "script",
+    ["finetune_retrieval", "finetune_grounding", "finetune_weak_grounding", "caption_xvlm", *ALBEF_SCRIPTS],
 )
 def test_fine_tuning_from_nothing(script, run_here, tmp_path):
     output = run_here(script, *FEW_STEPS, "--output_dir", tmp_path)
     assert is_saved(tmp_path, SCRIPTS[script])
     if script in ALBEF_SCRIPTS:
         assert ALBEF_SCRIPTS[script][3] in output
+
+
+@pytest.mark.parametrize("script", ALBEF_SCRIPTS)
+def test_xvlm_by_the_examples_of_albef(script, run_here, pretrained, tmp_path):
+    output = run_here(script, *FEW_STEPS, "--output_dir", tmp_path, "--model", pretrained)
+    assert ALBEF_SCRIPTS[script][3] in output
+    assert is_saved(tmp_path, ALBEF_SCRIPTS[script][0].replace("ALBEF", "XVLM"))
 
 
 def test_albef_from_its_pretraining_to_pointing(run_here, tmp_path):
@@ -156,6 +170,12 @@ def test_lxmert_from_its_pretraining_to_a_photograph(run_here, tmp_path):
 def test_lxmert_from_nothing_as_a_user_runs_it(tmp_path):
     run("finetune_lxmert", *FEW_STEPS, "--output_dir", tmp_path, "--scenes", "20")
     assert is_saved(tmp_path, "LXMERTForQuestionAnswering")
+
+
+def test_xvlm_in_another_language(run_here, tmp_path):
+    output = run_here("other_language_xvlm", *FEW_STEPS, "--output_dir", tmp_path)
+    assert "▁grün es ▁Dreieck" in output and "R@1 in a random order: 0.004" in output
+    assert is_saved(tmp_path, "XVLMForPreTraining")
 
 
 def test_soho_from_its_pretraining_to_answers(run_here, tmp_path):
@@ -252,6 +272,26 @@ def test_grounding_on_official_files(official_files, pretrained, run_here):
     assert " of 4 texts" in run_here("finetune_grounding", *files, *options)
     processor = AutoProcessor.from_pretrained(official_files / "out")
     assert processor.image_processor.size["height"] == 96
+
+
+@pytest.mark.parametrize("critical", [[], ["--self-critical"]])
+def test_captions_on_official_files(critical, official_files, pretrained, run_here):
+    captions = shapes_dataset("captions", "train", 8)["caption"]
+    images = [
+        {
+            "filename": f"{i}.png",
+            "imgid": i,
+            "split": ["train", "test"][i % 2],
+            "sentences": [{"raw": text}] * 2,
+        }
+        for i, text in enumerate(captions)
+    ]
+    file = official_files / "dataset_coco.json"
+    file.write_text(json.dumps({"images": images, "dataset": "coco"}))
+    options = [*own_options(official_files, pretrained), "--train", file, "--test", file, *critical]
+    output = run_here("caption_xvlm", *options)
+    assert "of 4 images" in output and "most frequent caption" in output
+    assert is_saved(official_files / "out", "XVLMForCaptioning")
 
 
 def test_albef_pretraining_on_official_files(pretrained_albef, run_here, tmp_path):

@@ -17,8 +17,13 @@ from hf_vlp import (
     ALBEFForTextAssignment,
     ALBEFForVisualEntailment,
     ALBEFForVisualReasoning,
+    SOHOForRetrieval,
+    SOHOForVisualReasoning,
+    XVLMForCaptioning,
     XVLMForGrounding,
     XVLMForRetrieval,
+    XVLMForVisualReasoning,
+    XVLMForWeakGrounding,
 )
 from hf_vlp.visualization import (
     WordHeatmaps,
@@ -32,18 +37,19 @@ from hf_vlp.visualization.gradcam import LABEL, MARGIN, PANEL, _merge_pieces
 
 IMAGES = [picture(0), picture(1)]
 TEXTS = ["a red circle", "the blue square left of the green triangle"]
+PAIRS = (ALBEFForVisualReasoning, XVLMForVisualReasoning)
 WORDS = [["[CLS]", *text.split()] for text in TEXTS]
 
 
 def images_for(head) -> list:
-    return [IMAGES, IMAGES[::-1]] if head is ALBEFForVisualReasoning else IMAGES
+    return [IMAGES, IMAGES[::-1]] if head in PAIRS else IMAGES
 
 
-@pytest.mark.parametrize("head", [*ALBEF, *XVLM])
+@pytest.mark.parametrize("head", [head for head in (*ALBEF, *XVLM) if head is not XVLMForCaptioning])
 def test_every_head_has_maps_of_every_word(head):
     model, processor = make_head(head)
     found = word_heatmaps(model.train(), processor, images_for(head), TEXTS)
-    per_text = 2 if head is ALBEFForVisualReasoning else 1
+    per_text = 2 if head in PAIRS else 1
     assert [one.words for one in found] == [words for words in WORDS for _ in range(per_text)]
     for one in found:
         assert one.maps.shape == (len(one.words), 2, 2) and one.sentence.shape == (2, 2)
@@ -51,7 +57,7 @@ def test_every_head_has_maps_of_every_word(head):
     assert model.training and all(p.requires_grad and p.grad is None for p in model.parameters())
 
 
-@pytest.mark.parametrize("head", [ALBEFForGrounding, ALBEFForVisualReasoning, XVLMForGrounding])
+@pytest.mark.parametrize("head", [ALBEFForGrounding, *PAIRS, XVLMForGrounding, XVLMForWeakGrounding])
 def test_padding_and_batches_make_no_difference(head):
     model, processor = make_head(head)
     arguments = (model, processor, images_for(head), TEXTS)
@@ -60,8 +66,9 @@ def test_padding_and_batches_make_no_difference(head):
         assert one.score == pytest.approx(other.score, abs=1e-5)
 
 
-def test_maps_are_those_that_albef_points_with():
-    model, processor = make_head(ALBEFForGrounding)
+@pytest.mark.parametrize("head", [ALBEFForGrounding, XVLMForWeakGrounding])
+def test_maps_are_those_that_the_head_points_with(head):
+    model, processor = make_head(head)
     batch = dict(processor(images=IMAGES[:1], text=TEXTS[:1]))
     expected, logits = model.word_heatmaps(**batch)
     with torch.inference_mode():
@@ -119,6 +126,31 @@ def test_other_layers_can_be_looked_at():
     assert last.maps[0].max() > 0 and last.maps[1:].max() == 0  # of the last states only [CLS] counts
     with pytest.raises(ValueError, match="layer is 2; use 0 to 1"):
         word_heatmaps(model, processor, IMAGES[:1], TEXTS[:1], layer=2)
+
+
+def test_soho_looks_at_the_cells_of_its_image():
+    model, processor = make_head(SOHOForRetrieval)
+    images = [Image.new("RGB", (160, 80), "red"), IMAGES[1]]
+    with torch.inference_mode():
+        found = word_heatmaps(model, processor, images, TEXTS)
+    batch = dict(processor(images=images, text=TEXTS, return_tensors="pt"))
+    expected, logits = model.word_heatmaps(**batch)
+    sizes = []
+    for i, one in enumerate(found):
+        height, width = (int(batch["pixel_mask"][i].any(dim=dim).sum()) for dim in (1, 0))
+        down, right = (round(side / 64) for side in (height, width))
+        sizes.append((down, right))
+        assert one.words == WORDS[i][:1] + TEXTS[i].split() + ["[SEP]"]
+        torch.testing.assert_close(one.maps, expected[i, : len(one.words), :down, :right])
+        assert one.score == pytest.approx(logits[i, 1].item(), abs=1e-5)
+    assert sizes[0] != sizes[1] and found[0].maps.max() > 0
+    torch.testing.assert_close(model.heatmaps(**batch)[1], expected[1].sum(0) / len(found[1].words))
+    (first,) = word_heatmaps(model, processor, images[1:], TEXTS[1:], layer=0)
+    assert not torch.equal(first.maps, found[1].maps)
+    with pytest.raises(ValueError, match="layer is 7; use 0 to"):
+        word_heatmaps(model, processor, images, TEXTS, layer=7)
+    with pytest.raises(ValueError, match="SOHOForVisualReasoning"):
+        word_heatmaps(make_head(SOHOForVisualReasoning)[0], processor, IMAGES, TEXTS)
 
 
 def test_what_does_not_fit_is_named():

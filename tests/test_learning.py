@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from hf_vlp import (
     LXMERTForGrounding,
@@ -15,7 +16,13 @@ from hf_vlp import (
     LXMERTForVisualEntailment,
     LXMERTForVisualReasoning,
     LXMERTProcessor,
+    SOHOForRetrieval,
+    SOHOForVisualReasoning,
+    SOHOProcessor,
+    XVLMForCaptioning,
     XVLMForPreTraining,
+    XVLMForWeakGrounding,
+    XVLMProcessor,
 )
 from hf_vlp.data.collators import ImageTextCollator
 from hf_vlp.data.lxmert_collators import (
@@ -25,10 +32,12 @@ from hf_vlp.data.lxmert_collators import (
     LXMERTQuestionCollator,
 )
 from hf_vlp.data.shapes import shapes_dataset, vocabulary
+from hf_vlp.data.task_collators import PairCollator
 from hf_vlp.evaluation import (
     evaluate_entailment,
     evaluate_foils,
     evaluate_grounding,
+    evaluate_proposals,
     evaluate_question_answering,
     evaluate_reasoning,
     evaluate_retrieval,
@@ -65,8 +74,7 @@ def test_pretraining_beats_chance(tmp_path):
     )  # a coin: 0.5
 
 
-def train_lxmert(model, task: str, collator, folder: Path, steps: int, learning_rate: float):
-    """Fine-tune on drawn scenes whose regions are given; the rows to score on."""
+def fine_tune(model, rows, collator, folder: Path, steps: int, learning_rate: float):
     arguments = VLPTrainingArguments(
         folder,
         max_steps=steps,
@@ -77,9 +85,14 @@ def train_lxmert(model, task: str, collator, folder: Path, steps: int, learning_
         save_strategy="no",
         use_cpu=True,
     )
+    VLPTrainer(model, arguments, train_dataset=rows, data_collator=collator).train()
+
+
+def train_lxmert(model, task: str, collator, folder: Path, steps: int, learning_rate: float):
+    """Fine-tune on drawn scenes whose regions are given; the rows to score on."""
     rows = shapes_dataset(task, "train", 20_000, regions=True)
     rows = rows.remove_columns("images" if task == "pairs" else "image")  # nobody looks at them
-    VLPTrainer(model, arguments, train_dataset=rows, data_collator=collator).train()
+    fine_tune(model, rows, collator, folder, steps, learning_rate)
     return shapes_dataset(task, "test", 256, regions=True)
 
 
@@ -97,12 +110,18 @@ def test_answers_from_nothing_beat_the_most_frequent_ones(tmp_path, monkeypatch)
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
-def run(script: str, output_dir: Path, *options: str) -> list[float]:
-    """The scores that an example prints, in its order, each beside its baseline."""
+def printed(script: str, output_dir: Path, *options: str) -> str:
+    """What an example prints."""
     command = [sys.executable, str(EXAMPLES / f"{script}.py"), "--output_dir", str(output_dir), *options]
     done = subprocess.run([*command, "--use_cpu", "--disable_tqdm", "true"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return [float(number) for number in re.findall(r"[:,] +([01]\.\d{3})\b", done.stdout)]
+    return done.stdout
+
+
+def run(script: str, output_dir: Path, *options: str) -> list[float]:
+    """The scores that an example prints, in its order, each beside its baseline."""
+    output = printed(script, output_dir, *options)
+    return [float(number) for number in re.findall(r"[:,] +([01]\.\d{3})\b", output)]
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +151,37 @@ def test_albef_fine_tuning(script, steps, wanted, pretrained_albef, tmp_path):
     score, baseline, *_ = run(
         script, tmp_path, "--model", str(pretrained_albef[0]), "--max_steps", str(steps)
     )
+    assert score >= wanted and score > baseline + 0.05
+
+
+@pytest.fixture(scope="module")
+def pretrained_xvlm(tmp_path_factory) -> tuple[Path, list[float]]:
+    folder = tmp_path_factory.mktemp("xvlm")
+    return folder, run("pretrain", folder, "--max_steps", "1600", "--warmup_steps", "100")
+
+
+@pytest.mark.slow
+def test_xvlm_pretraining(pretrained_xvlm):
+    *recalls, chance = pretrained_xvlm[1]
+    assert min(recalls) >= 0.9 and chance < 0.05
+
+
+@pytest.mark.slow
+def test_xvlm_points_by_heat_before_any_fine_tuning(pretrained_xvlm):
+    model = XVLMForWeakGrounding.from_pretrained(pretrained_xvlm[0])
+    processor = XVLMProcessor.from_pretrained(pretrained_xvlm[0])
+    test = shapes_dataset("grounding", "test", 256)
+    score = evaluate_proposals(model, processor, test).accuracy
+    assert score >= 0.6 and score > random_object_accuracy(test) + 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("script", "steps", "wanted"),
+    [("finetune_question_answering", 800, 0.8), ("finetune_reasoning", 1500, 0.8)],
+)
+def test_xvlm_fine_tuning(script, steps, wanted, pretrained_xvlm, tmp_path):
+    score, baseline, *_ = run(script, tmp_path, "--model", str(pretrained_xvlm[0]), "--max_steps", str(steps))
     assert score >= wanted and score > baseline + 0.05
 
 
@@ -211,3 +261,71 @@ def test_soho_pretraining(pretrained_soho):
 def test_soho_answers(pretrained_soho, tmp_path):
     score, baseline = run("finetune_soho", tmp_path, "--model", str(pretrained_soho[0]))
     assert score >= 0.8 and score > baseline + 0.05
+
+
+@pytest.mark.slow
+def test_soho_retrieval(pretrained_soho):
+    """By the matching head of pretraining; by chance the right one is among the first five in 0.05."""
+    model = SOHOForRetrieval.from_pretrained(pretrained_soho[0])
+    processor = SOHOProcessor.from_pretrained(pretrained_soho[0])
+    test = shapes_dataset("retrieval", "test", 96, image_size=64)
+    found = evaluate_retrieval(model, processor, test).metrics
+    assert min(found["text_recall_at_5"], found["image_recall_at_5"]) >= 0.9
+
+
+@pytest.mark.slow
+def test_soho_reasoning(pretrained_soho, tmp_path):
+    model = SOHOForVisualReasoning.from_pretrained(pretrained_soho[0])
+    processor = SOHOProcessor.from_pretrained(pretrained_soho[0])
+    train, test = (
+        shapes_dataset("pairs", split, count, image_size=64)
+        for split, count in (("train", 40_000), ("test", 256))
+    )
+    fine_tune(model, train, PairCollator(processor=processor, augment=False), tmp_path, 800, 5e-4)
+    assert evaluate_reasoning(model, processor, test).accuracy >= majority_label_accuracy(test) + 0.2
+
+
+@pytest.fixture(scope="module")
+def captioning(tmp_path_factory) -> tuple[Path, str]:
+    folder = tmp_path_factory.mktemp("captioning")
+    return folder, printed("caption_xvlm", folder)
+
+
+def caption_scores(output: str) -> tuple[float, float, float]:
+    """CIDEr-D, that of the most frequent caption, and the share of scenes all of whose objects are right."""
+    patterns = (r"CIDEr-D: +([\d.]+) of", r"frequent caption: +([\d.]+)", r"objects right: +([\d.]+) of")
+    return tuple(float(re.search(pattern, output)[1]) for pattern in patterns)
+
+
+@pytest.mark.slow
+def test_captions_say_what_is_where(captioning):
+    cider, frequent, right = caption_scores(captioning[1])
+    assert cider > frequent + 3 and right >= 0.8
+
+
+@pytest.mark.slow
+def test_beams_find_likelier_captions_than_greed(captioning):
+    model = XVLMForCaptioning.from_pretrained(captioning[0]).eval()
+    processor = XVLMProcessor.from_pretrained(captioning[0])
+    images = list(shapes_dataset("captions", "test", 64)["image"])
+    batch = dict(processor(images=images, text=processor.prompt))
+    prompt_length = batch["input_ids"].shape[1]
+    means = []
+    for beams in ({"num_beams": 3, "length_penalty": 0.0, "early_stopping": "never"}, {}):
+        ids = model.generate(**batch, max_length=40, **beams)
+        is_end = ids == processor.tokenizer.sep_token_id
+        labels = ids.masked_fill(is_end.cumsum(1) - is_end.long() > 0, -100)
+        labels[:, :prompt_length] = -100
+        with torch.no_grad():
+            losses = model(batch["pixel_values"], ids, labels=labels).caption_losses
+        means.append(float((losses * (labels != -100).sum(1)).mean()))
+    assert means[0] <= means[1] + 1e-4
+
+
+@pytest.mark.slow
+def test_self_critical_training_draws_better_captions(captioning, tmp_path):
+    output = printed("caption_xvlm", tmp_path, "--self-critical", "--model", str(captioning[0]))
+    rewards = [float(reward) for reward in re.findall(r"'reward_sample': '([\d.]+)'", output)]
+    assert rewards[-1] > rewards[0] + 0.2
+    cider, frequent, right = caption_scores(output)
+    assert cider > frequent + 3 and right >= 0.8

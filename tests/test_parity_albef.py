@@ -6,7 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from parity_cases import HIDDEN, LOGITS, check_gradients, check_trajectory, load_case, texts
+from parity_cases import (
+    HIDDEN,
+    LOGITS,
+    check_answer_ranking,
+    check_gradients,
+    check_trajectory,
+    given_answers,
+    load_case,
+    pairs,
+    texts,
+)
 
 from hf_vlp.conversion.albef import convert_state_dict
 
@@ -87,23 +97,13 @@ def test_retrieval(case):
 
 def test_question_answering(case):
     case = case("albef_vqa")
-    inputs, counts = case.inputs, torch.tensor(case.meta["answers_per_question"])
-    answers = {name: inputs[name] for name in ("answer_attention_mask", "answer_weights")}
-    answers["answer_input_ids"] = inputs["answer_ids"]
-    answers["answer_question_index"] = torch.arange(len(counts)).repeat_interleave(counts)
-    output = case.model(**texts(inputs), **answers)
+    output = case.model(**texts(case.inputs), **given_answers(case))
     torch.testing.assert_close(output.loss, case.outputs["loss"], **LOGITS)
     check_gradients(case, output.loss)
 
 
 def test_answer_ranking(case):
-    case = case("albef_vqa")
-    candidates = case.inputs["candidate_ids"], case.inputs["candidate_attention_mask"]
-    ranked = case.model.eval().rank_answers(**texts(case.inputs), top_k=case.meta["rank_k"], **dict(
-        zip(("answer_input_ids", "answer_attention_mask"), candidates, strict=True)
-    ))  # fmt: skip
-    assert torch.equal(ranked.indices, case.outputs["topk_ids"])
-    torch.testing.assert_close(ranked.probabilities, case.outputs["topk_probs"], **LOGITS)
+    check_answer_ranking(case("albef_vqa"))
 
 
 def test_entailment(case):
@@ -116,9 +116,7 @@ def test_entailment(case):
 
 def test_reasoning(case):
     case = case("albef_nlvr")
-    batch = texts(case.inputs)
-    batch["pixel_values"] = batch["pixel_values"].unflatten(0, (2, -1)).transpose(0, 1)
-    output = case.model(**batch, labels=case.inputs["labels"])
+    output = case.model(**texts(pairs(case.inputs)), labels=case.inputs["labels"])
     torch.testing.assert_close(output.logits, case.outputs["logits"], **LOGITS)
     torch.testing.assert_close(output.loss, case.outputs["loss"], **LOGITS)
     check_gradients(case, output.loss)

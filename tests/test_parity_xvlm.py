@@ -4,7 +4,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from parity_cases import HIDDEN, LOGITS, check_gradients, check_trajectory, load_case, texts
+from parity_cases import (
+    HIDDEN,
+    LOGITS,
+    check_answer_ranking,
+    check_gradients,
+    check_trajectory,
+    given_answers,
+    load_case,
+    pairs,
+    texts,
+)
 
 from hf_vlp.conversion.xvlm import convert_state_dict
 
@@ -96,4 +106,23 @@ def test_grounding(case):
     torch.testing.assert_close(output.pred_boxes, case.outputs["pred_boxes"], **LOGITS)
     torch.testing.assert_close(output.loss_bbox, case.outputs["loss_bbox"], **LOGITS)
     torch.testing.assert_close(output.loss_giou, case.outputs["loss_giou"], **LOGITS)
+    check_gradients(case, output.loss)
+
+
+def test_question_answering(case):
+    case = case("xvlm_vqa")
+    output = case.model(**texts(case.inputs), **given_answers(case))
+    torch.testing.assert_close(output.loss, case.outputs["loss"], **LOGITS)
+    check_gradients(case, output.loss)
+
+
+def test_answer_ranking(case):
+    check_answer_ranking(case("xvlm_vqa"))
+
+
+def test_reasoning(case):
+    case = case("xvlm_nlvr")
+    output = case.model(**texts(pairs(case.inputs)), labels=case.inputs["labels"])
+    torch.testing.assert_close(output.logits, case.outputs["logits"], **LOGITS)
+    torch.testing.assert_close(output.loss, case.outputs["loss"], **LOGITS)
     check_gradients(case, output.loss)

@@ -16,7 +16,11 @@ from hf_vlp import (
     ALBEFForVisualReasoning,
     XVLMForGrounding,
     XVLMForPreTraining,
+    XVLMForQuestionAnswering,
     XVLMForRetrieval,
+    XVLMForVisualEntailment,
+    XVLMForVisualReasoning,
+    XVLMForWeakGrounding,
 )
 from hf_vlp.heads import load_head
 from hf_vlp.prediction import pair, predict
@@ -33,6 +37,10 @@ CASES = [
     ("grounding", XVLMForGrounding, 2, {}),
     ("entailment", ALBEFForVisualEntailment, 2, {}),
     ("reasoning", ALBEFForVisualReasoning, 4, {}),
+    ("vqa", XVLMForQuestionAnswering, 2, {"answers": ANSWERS}),
+    ("grounding", XVLMForWeakGrounding, 2, {}),
+    ("entailment", XVLMForVisualEntailment, 2, {}),
+    ("reasoning", XVLMForVisualReasoning, 4, {}),
 ]
 
 
@@ -60,8 +68,9 @@ def test_batches_make_no_difference(task, head, images, options, tmp_path):
     assert len(together) == (6 if task == "retrieval" else 2)
 
 
-def test_answers_are_ranked_by_the_model():
-    model, processor = make_head(ALBEFForQuestionAnswering)
+@pytest.mark.parametrize("head", [ALBEFForQuestionAnswering, XVLMForQuestionAnswering])
+def test_answers_are_ranked_by_the_model(head):
+    model, processor = make_head(head)
     (row, _) = predict("vqa", model, processor, IMAGES[:1], TEXTS, answers=ANSWERS, top_k=4)
     probabilities = [answer["probability"] for answer in row["answers"]]
     assert probabilities == sorted(probabilities, reverse=True) and sum(probabilities) == pytest.approx(1)
@@ -70,8 +79,9 @@ def test_answers_are_ranked_by_the_model():
     assert [answer["probability"] for answer in row["answers"]] == pytest.approx(probabilities[:2])
 
 
-def test_without_a_list_the_answer_is_written():
-    model, processor = make_head(ALBEFForQuestionAnswering)
+@pytest.mark.parametrize("head", [ALBEFForQuestionAnswering, XVLMForQuestionAnswering])
+def test_without_a_list_the_answer_is_written(head):
+    model, processor = make_head(head)
     rows = predict("vqa", model, processor, IMAGES[:1], TEXTS[1:])
     ids = model.generate(
         processor(images=IMAGES[:1])["pixel_values"], **processor.encode_questions(TEXTS[1:])
@@ -115,8 +125,9 @@ def test_boxes_are_in_pixels_of_the_image():
     assert row["box"] == pytest.approx(expected, abs=1e-3) and "heatmap" not in row
 
 
-def test_the_hottest_proposal_is_chosen():
-    model, processor = make_head(ALBEFForGrounding)
+@pytest.mark.parametrize("head", [ALBEFForGrounding, XVLMForWeakGrounding])
+def test_the_hottest_proposal_is_chosen(head):
+    model, processor = make_head(head)
     proposals = [[[0, 0, 20, 20], [40, 0, 30, 30], [0, 30, 30, 30], [40, 30, 40, 30]]]
     (row,) = predict("grounding", model, processor, IMAGES[:1], TEXTS[:1], proposals=proposals)
     (heat,) = processor.rank_proposals(row["heatmap"][None], proposals, [(60, 80)])
@@ -135,8 +146,9 @@ def test_proposals_that_do_not_fit(head, proposals):
         predict("grounding", *make_head(head), IMAGES[:1], TEXTS[:1], proposals=proposals)
 
 
-def test_entailment_names_its_classes():
-    model, processor = make_head(ALBEFForVisualEntailment)
+@pytest.mark.parametrize("head", [ALBEFForVisualEntailment, XVLMForVisualEntailment])
+def test_entailment_names_its_classes(head):
+    model, processor = make_head(head)
     (row, _) = predict("entailment", model, processor, IMAGES[:1], TEXTS)
     with torch.no_grad():
         expected = model(**processor(images=IMAGES[:1], text=TEXTS[:1])).logits.softmax(1)[0]
@@ -145,8 +157,9 @@ def test_entailment_names_its_classes():
     assert row["label"] == model.config.id2label[int(expected.argmax())]
 
 
-def test_reasoning_reads_left_then_right():
-    model, processor = make_head(ALBEFForVisualReasoning)
+@pytest.mark.parametrize("head", [ALBEFForVisualReasoning, XVLMForVisualReasoning])
+def test_reasoning_reads_left_then_right(head):
+    model, processor = make_head(head)
     rows = predict("reasoning", model, processor, [*IMAGES[:2], *IMAGES[1::-1]], TEXTS[:1])
     assert [row["images"] for row in rows] == [(0, 1), (2, 3)]
     batch = processor(images=IMAGES[:2], text=TEXTS[:1])
@@ -189,7 +202,8 @@ def test_what_does_not_fit_is_named():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    heads = ALBEFForPreTraining, ALBEFForVisualReasoning, ALBEFForGrounding, XVLMForPreTraining
+    heads = ALBEFForPreTraining, ALBEFForVisualReasoning, ALBEFForGrounding
+    heads += XVLMForPreTraining, XVLMForRetrieval, XVLMForWeakGrounding, XVLMForVisualReasoning
     return save_heads(tmp_path_factory.mktemp("heads"), *heads)
 
 
@@ -201,6 +215,10 @@ def folder(tmp_path_factory):
         ("grounding", ALBEFForPreTraining, ALBEFForGrounding),
         ("retrieval", XVLMForPreTraining, XVLMForRetrieval),
         ("grounding", XVLMForPreTraining, XVLMForGrounding),
+        ("grounding", XVLMForRetrieval, XVLMForWeakGrounding),  # points as it is
+        ("grounding", XVLMForWeakGrounding, XVLMForWeakGrounding),
+        ("retrieval", XVLMForWeakGrounding, XVLMForRetrieval),
+        ("reasoning", XVLMForVisualReasoning, XVLMForVisualReasoning),
         ("reasoning", ALBEFForVisualReasoning, ALBEFForVisualReasoning),
     ],
 )
@@ -218,7 +236,9 @@ def test_a_head_with_all_its_weights_is_loaded(task, saved, head, folder):
         ("entailment", ALBEFForPreTraining, "trained first"),
         ("retrieval", ALBEFForVisualReasoning, "trained first"),
         ("entailment", ALBEFForVisualReasoning, "other sizes"),
-        ("vqa", XVLMForPreTraining, "has no head for vqa; it has pretrain, retrieval, grounding"),
+        ("vqa", XVLMForPreTraining, "trained first"),
+        ("reasoning", XVLMForPreTraining, "trained first"),
+        ("entailment", XVLMForVisualReasoning, "other sizes"),
         ("poetry", XVLMForPreTraining, "task is 'poetry'"),
     ],
 )
@@ -231,6 +251,8 @@ def test_a_new_head_can_be_loaded_to_train(folder):
     model = load_head("vqa", folder / "ALBEFForPreTraining", needs_weights=False, teacher=True)
     assert model.teacher is not None and model.config.momentum_teacher
     assert load_head("retrieval", folder / "ALBEFForPreTraining").teacher is None
+    boxes = load_head("grounding", folder / "XVLMForRetrieval", needs_weights=False)
+    assert type(boxes) is XVLMForGrounding and boxes.new_parameters
     larger = load_head("grounding", folder / "XVLMForPreTraining", image_size=64)
     assert larger.config.vision_config.image_size == 64
 

@@ -349,7 +349,15 @@ def test_recipes(tmp_path, name):
     if name.startswith("xvlm"):
         assert args.official_adamw and args.weight_decay == 0.01 and args.lr_scheduler_type == "linear"
         assert (args.adam_beta1, args.adam_beta2, args.adam_epsilon) == (0.9, 0.98, 1e-8)
-        assert args.learning_rate == (1e-4 if pretraining and "grounding" not in name else 3e-5)
+        rates = {
+            "xvlm_pretrain_4m": 1e-4,
+            "xvlm_pretrain_16m": 1e-4,
+            "xvlm_vqa": 5e-5,
+            "xvlm_caption": 1e-5,
+            "xvlm_caption_scst": 1e-5,
+        }
+        assert args.learning_rate == ({"xvlm_grounding_weak": 2e-5} | rates).get(name, 3e-5)
+        assert args.max_grad_norm == (1.0 if pretraining else 0.0)
     elif name.startswith("lxmert"):
         assert args.bert_adam and args.weight_decay == 0.01 and args.lr_scheduler_type == "linear"
         assert (args.adam_beta1, args.adam_beta2, args.adam_epsilon) == (0.9, 0.999, 1e-6)
@@ -370,7 +378,7 @@ def test_xvlm_recipes_of_pretraining(tmp_path):
     for name in RECIPES:
         if name.startswith("xvlm"):
             args, pretraining = recipe(name, str(tmp_path), use_cpu=True), name.startswith("xvlm_pretrain")
-            assert args.new_parameter_lr_multiplier == (2 if pretraining else 1)
+            assert args.new_parameter_lr_multiplier == (2 if pretraining or name == "xvlm_vqa" else 1)
             assert args.get_warmup_steps(1000) == (3750 if pretraining else 100)
 
 

@@ -65,7 +65,7 @@ class Widened(nn.Module):
     """A projection that keeps the colour, and fills up with zeros."""
 
     def forward(self, feature_map):
-        return F.pad(F.max_pool2d(feature_map, 2), (0, 0, 0, 0, 0, 5))
+        return F.pad(F.max_pool2d(feature_map, 2).movedim(1, -1), (0, 5))
 
 
 def tiny_model(head=SOHOModel, **fields):

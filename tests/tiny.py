@@ -1,7 +1,14 @@
 """Tiny models and batches that the tests share."""
 
 import torch
-from transformers import BertTokenizer, ResNetConfig, SwinConfig, TimmWrapperConfig, ViTConfig
+from transformers import (
+    BertTokenizer,
+    CLIPVisionConfig,
+    ResNetConfig,
+    SwinConfig,
+    TimmWrapperConfig,
+    ViTConfig,
+)
 
 from hf_vlp import (
     ALBEFConfig,
@@ -45,6 +52,14 @@ TRUNKS = {
         num_attention_heads=2,
         intermediate_size=32,
     ),
+    "clip": lambda: CLIPVisionConfig(
+        image_size=IMAGE_SIZE,
+        patch_size=STRIDE,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+    ),
     "timm": lambda: TimmWrapperConfig(
         architecture="vit_tiny_patch16_224",
         num_classes=0,
@@ -55,6 +70,14 @@ TRUNKS = {
 
 def tiny_config(trunk: str = "swin", **fields) -> XVLMConfig:
     return XVLMConfig(vision_config=TRUNKS[trunk](), text_config=dict(TEXT), projection_dim=8, **fields)
+
+
+ROBERTA = {"position_offset": 2, "pad_token_id": 1, "type_vocab_size": 1, "layer_norm_eps": 1e-5}
+
+
+def tiny_clip_config(trunk: str = "clip", **fields) -> XVLMConfig:
+    """X-VLM with a CLIP trunk and a RoBERTa."""
+    return XVLMConfig(vision_config=TRUNKS[trunk](), text_config=TEXT | ROBERTA, projection_dim=8, **fields)
 
 
 def tiny_albef_config(trunk: str = "vit", **fields) -> ALBEFConfig:
@@ -205,6 +228,14 @@ def answer_batch(padding: int = 0, rows: int = 4) -> dict[str, torch.Tensor]:
         "answer_question_index": torch.arange(rows + 1).clamp(max=rows - 1),
         "answer_weights": weights,
     }
+
+
+def caption_batch(padding: int = 0, rows: int = 4) -> dict[str, torch.Tensor]:
+    """Two captions of each image, [CLS] and a word as their prompt."""
+    batch = {**image_batch(rows // 2), **text_batch(rows, padding=padding)}
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    labels[:, :2] = -100
+    return {**batch, "labels": labels}
 
 
 def entailment_batch(padding: int = 0, rows: int = 4) -> dict[str, torch.Tensor]:

@@ -1,6 +1,7 @@
 """Four vision-language pre-training papers as Hugging Face models; importing registers the Auto classes."""
 
 from .models.auto import (
+    AutoModelForCaptioning,
     AutoModelForGrounding,
     AutoModelForRetrieval,
     AutoModelForTextAssignment,
@@ -45,6 +46,14 @@ from .models.modeling_soho_tasks import (
     SOHOForVisualReasoning,
 )
 from .models.modeling_xvlm import XVLMForGrounding, XVLMForPreTraining, XVLMForRetrieval, XVLMModel
+from .models.modeling_xvlm_captioning import XVLMForCaptioning
+from .models.modeling_xvlm_tasks import (
+    XVLMForQuestionAnswering,
+    XVLMForTextAssignment,
+    XVLMForVisualEntailment,
+    XVLMForVisualReasoning,
+    XVLMForWeakGrounding,
+)
 from .models.processing_albef import ALBEFProcessor
 from .models.processing_lxmert import LXMERTProcessor
 from .models.processing_soho import SOHOProcessor
@@ -90,6 +99,7 @@ __all__ = [
     "ALBEFImageProcessor",
     "ALBEFModel",
     "ALBEFProcessor",
+    "AutoModelForCaptioning",
     "AutoModelForGrounding",
     "AutoModelForRetrieval",
     "AutoModelForTextAssignment",
@@ -122,9 +132,15 @@ __all__ = [
     "VLPTrainer",
     "VLPTrainingArguments",
     "XVLMConfig",
+    "XVLMForCaptioning",
     "XVLMForGrounding",
     "XVLMForPreTraining",
+    "XVLMForQuestionAnswering",
     "XVLMForRetrieval",
+    "XVLMForTextAssignment",
+    "XVLMForVisualEntailment",
+    "XVLMForVisualReasoning",
+    "XVLMForWeakGrounding",
     "XVLMImageProcessor",
     "XVLMModel",
     "XVLMProcessor",

@@ -62,9 +62,11 @@ Tokenizer = Annotated[
 ]
 
 
-PredictTask = Literal["vqa", "retrieval", "grounding", "entailment", "reasoning"]
-TrainTask = Literal["pretrain", "retrieval", "grounding", "vqa", "reasoning", "entailment", "assignment"]
-EvaluateTask = Literal["retrieval", "grounding", "vqa", "reasoning", "entailment", "foils"]
+PredictTask = Literal["vqa", "retrieval", "grounding", "entailment", "reasoning", "captioning"]
+TrainTask = Literal[
+    "pretrain", "retrieval", "grounding", "vqa", "reasoning", "entailment", "assignment", "captioning"
+]
+EvaluateTask = Literal["retrieval", "grounding", "vqa", "reasoning", "entailment", "foils", "captioning"]
 Model = Annotated[str, typer.Argument(help="Folder or Hub name of a model.")]
 Rows = Annotated[
     str,
@@ -101,8 +103,12 @@ def predict(
     images: Annotated[list[str], typer.Argument(help="Images; for reasoning left and right ones in turn.")],
     task: Annotated[PredictTask, typer.Option(help="What to do.", show_default=False)],
     text: Annotated[
-        list[str], typer.Option(help="A question, caption, phrase or sentence; repeat it for more.")
-    ],
+        list[str] | None,
+        typer.Option(
+            help="A question, caption, phrase or sentence; repeat it for more. For captioning a prompt.",
+            show_default=False,
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(help="A .json file for the predictions, or a .png or .jpg for a picture of them."),
@@ -126,7 +132,7 @@ def predict(
     """
     from .commands.predict import run
 
-    printed = run(task, model, images, text, out, answers, proposals, extractor, top_k, batch_size)
+    printed = run(task, model, images, text or [], out, answers, proposals, extractor, top_k, batch_size)
     if printed is not None:
         typer.echo(printed)
 
@@ -165,6 +171,24 @@ def train(
     teacher: Annotated[
         bool, typer.Option(help="Learn from the momentum teacher, where the paper does.")
     ] = True,
+    prompt: Annotated[
+        str | None,
+        typer.Option(
+            help='For captioning: what captions begin with, in place of the model\'s own; "" for nothing.',
+            show_default=False,
+        ),
+    ] = None,
+    label_smoothing: Annotated[
+        float | None,
+        typer.Option(
+            help="For captioning: share of probability for other words, in place of the model's own.",
+            show_default=False,
+        ),
+    ] = None,
+    self_critical: Annotated[
+        bool,
+        typer.Option("--self-critical", help="For captioning: learn from the CIDEr-D of drawn captions."),
+    ] = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the last complete checkpoint in --out.")
     ] = False,
@@ -176,7 +200,7 @@ def train(
     ] = None,
 ) -> None:
     """Train a head on your rows, and save it with its processor."""
-    from .commands.train import run
+    from .commands.train import CaptionOptions, run
 
     pairs = [setting.partition("=") for setting in settings or []]
     plain = {
@@ -203,6 +227,7 @@ def train(
         teacher=teacher,
         resume=resume,
         fields=fields,
+        captions=CaptionOptions(prompt, label_smoothing, self_critical),
     )
     typer.echo(f"saved to {out}")
 
@@ -444,11 +469,18 @@ def xvlm(
     image_size: ImageSize = None,
     num_attention_heads: Annotated[
         int | None,
-        typer.Option(help="Heads of the text layers, where they are not 64 wide.", show_default=False),
+        typer.Option(
+            help="Heads of the text layers, and of a CLIP or DeiT trunk, where they are not 64 wide.",
+            show_default=False,
+        ),
     ] = None,
     tokenizer: Tokenizer = "bert-base-uncased",
 ) -> None:
-    """Convert an official X-VLM pre-training, retrieval or grounding checkpoint, and report every key."""
+    """Convert an official X-VLM checkpoint, pre-trained or fine-tuned, and report every key.
+
+    Its kind is read from the keys: pre-training, retrieval, grounding, visual question answering, NLVR2,
+    NLVR2's text assignment, or captioning.
+    """
     from .conversion.xvlm import convert_checkpoint
 
     report = convert_checkpoint(

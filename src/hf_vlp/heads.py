@@ -16,6 +16,7 @@ from transformers.utils import logging
 
 from .models.auto import (
     MODELS,
+    AutoModelForCaptioning,
     AutoModelForGrounding,
     AutoModelForRetrieval,
     AutoModelForTextAssignment,
@@ -32,6 +33,7 @@ AUTO_CLASSES = {
     "reasoning": AutoModelForVisualReasoning,
     "entailment": AutoModelForVisualEntailment,
     "assignment": AutoModelForTextAssignment,
+    "captioning": AutoModelForCaptioning,
     "features": AutoModel,
 }
 
@@ -70,10 +72,8 @@ def load_head(
         raise ValueError(
             f"{name} is of type {config.model_type}, which has no head for {task}; it has {', '.join(tasks)}"
         )
-    head = AUTO_CLASSES[task]._model_mapping[type(config)]
     saved_as = (config.architectures or ["a model without a head"])[0]
-    if task == "features":  # the model itself, or the head that holds it
-        head = next((one for one in head if one.__name__ == saved_as), head[0])
+    head = _head_of(AUTO_CLASSES[task]._model_mapping[type(config)], saved_as, needs_weights)
     if issubclass(head, LearnsFromTeacher):
         config.momentum_teacher = teacher
     try:
@@ -91,14 +91,30 @@ def load_head(
             f"{name} holds {saved_as}, some of whose weights have other sizes in {head.__name__}; train it "
             "from a folder without them, such as the pre-trained model"
         ) from error
-    # a twin's weights are a place to start from, and no trained part
-    is_new = model.new_parameters or info["unexpected_keys"] or (head._twins and saved_as != head.__name__)
+    # weights of a twin, or of pretraining under other names, are a place to start from, no trained part
+    starts_from_others = head._twins or getattr(head, "_pretrained_keys", None)
+    is_new = info["unexpected_keys"] or (starts_from_others and saved_as != head.__name__)
+    is_new = model.new_parameters or is_new
     if needs_weights and is_new:
         raise ValueError(
             f"{name} holds {saved_as}; as {head.__name__} it would be new in part and has to be trained "
             f"first: hf-vlp train {task} {name} DATA --out DIR"
         )
     return model.eval()
+
+
+def _head_of(
+    heads: type[PreTrainedModel] | tuple[type[PreTrainedModel], ...], saved_as: str, needs_weights: bool
+) -> type[PreTrainedModel]:
+    """Of several heads for a task the one that was saved, or needs nothing more; otherwise the first.
+
+    X-VLM's weak grounding is its retrieval: such a folder points with heat maps, but may learn boxes.
+    """
+    if not isinstance(heads, tuple):
+        return heads
+    parents = {head: head.__mro__ if needs_weights else [head] for head in heads}
+    fitting = [head for head in heads if saved_as in {one.__name__ for one in parents[head]}]
+    return (fitting or heads)[0]
 
 
 @contextlib.contextmanager

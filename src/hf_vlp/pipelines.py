@@ -25,14 +25,15 @@ from .heads import load_head
 from .loading import load_processor, place_extractor
 from .models.processing_lxmert import LXMERTProcessor
 
-# pipeline: the task of `predict`, and what its rows call the text, which "text" names too
+# pipeline: the task of `predict`, and what its rows call the text
 TASKS = {
-    "visual-question-answering": ("vqa", "question"),
-    "image-text-retrieval": ("retrieval", "caption"),
-    "visual-grounding": ("grounding", "text"),
-    "visual-reasoning": ("reasoning", "sentence"),
-    "visual-entailment": ("entailment", "sentence"),
-    "feature-extraction": ("features", "caption"),
+    "visual-question-answering": ("vqa", ("question", "text")),
+    "image-text-retrieval": ("retrieval", ("caption", "text")),
+    "visual-grounding": ("grounding", ("text",)),
+    "visual-reasoning": ("reasoning", ("sentence", "text")),
+    "visual-entailment": ("entailment", ("sentence", "text")),
+    "image-captioning": ("captioning", ("prompt",)),  # a row's text is what people wrote
+    "feature-extraction": ("features", ("text", "caption")),
 }
 PREFIX = "vlp-"  # of the names in transformers
 
@@ -93,6 +94,7 @@ class VLPPipeline(Pipeline):
     | image-text-retrieval | `top_k` | `texts`, the best `top_k` of the image's texts, best first |
     | visual-grounding | | `box` in pixels, and what the head tells of it |
     | visual-reasoning, visual-entailment | | `label`, `probabilities` |
+    | image-captioning | `num_beams`, `max_length`, `min_length` | `caption` |
     | feature-extraction | | `image_features`, `text_features`, `features` |
     """
 
@@ -113,7 +115,7 @@ class VLPPipeline(Pipeline):
             images: an image, whatever `load_image` takes, or LXMERT's regions of one; a list of them, for
                 reasoning left and right ones in turn; a row, a list of rows, or a stream of rows or images: a
                 generator, a `datasets` dataset, streaming or not, a DataLoader's dataset. A row holds `image`
-                (or `images`, `regions`), and the text as `text` or as the task's data set calls it.
+                (or `images`, `regions`), and the text as the task's data sets call it, see `TASKS`.
             texts: one for each image or for all, or several for one; in retrieval for every image.
             batch_size: rows at a time, those of the pipeline without it. A stream is read that far ahead.
             return_heatmap: add `heatmap`, a tensor (g, g) of where the head looks, 1 where it is hottest;
@@ -179,10 +181,10 @@ class VLPPipeline(Pipeline):
         from .evaluation.inference import visual_of
         from .prediction import WITHOUT_TEXTS
 
-        task, name = TASKS[self.task.removeprefix(PREFIX)]
+        task, names = TASKS[self.task.removeprefix(PREFIX)]
         image = item
         if _is_row(item):
-            text = item.get(name) or item.get("text") or text
+            text = next((item[name] for name in names if item.get(name)), text)
             column = "images" if task == "reasoning" else "image"
             has_none = all(item.get(each) is None for each in (column, "regions"))
             image = None if task == "features" and has_none else visual_of(item, self.processor, column)
@@ -191,7 +193,7 @@ class VLPPipeline(Pipeline):
         elif text is not None and not isinstance(text, str):
             raise ValueError(f"texts are {text!r}; give one for all of the stream, or rows with their own")
         if not text and task not in WITHOUT_TEXTS:
-            raise ValueError(f"row {place} has no text; give it `{name}` or `text`, or the pipeline texts")
+            raise ValueError(f"row {place} has no text; give it `{names[0]}`, or the pipeline texts")
         row = {"image": image, "place": None if image is None else place, "text": text}
         if task == "reasoning":
             if _is_image(image) or len(image) != 2:

@@ -20,17 +20,17 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
+from .evaluation.captioning import write_captions
 from .evaluation.classification import pair_inputs
 from .evaluation.inference import VisualInputs, batched, evaluating, to_model, visual_inputs
 from .evaluation.pairs import read_images, read_texts, scores_pairs
 from .evaluation.question_answering import answer_candidates, answer_classes
-from .models.image_text import ImageTextModel, MatchingHead
-from .models.modeling_albef import ALBEFForGrounding, ALBEFModel
-from .models.modeling_albef_tasks import (
-    ALBEFForQuestionAnswering,
-    ALBEFForVisualEntailment,
-    ALBEFForVisualReasoning,
-)
+from .features import extract_features
+from .models.image_text import MatchingHead
+from .models.image_text_answering import AnsweringHead
+from .models.image_text_heatmaps import HeatmapHead
+from .models.image_text_sentences import EntailmentHead, ReasoningHead
+from .models.modeling_albef import ALBEFModel
 from .models.modeling_lxmert import LXMERTPreTrainedModel
 from .models.modeling_lxmert_tasks import (
     LXMERTForGrounding,
@@ -48,10 +48,11 @@ from .models.modeling_soho_tasks import (
     SOHOForVisualReasoning,
 )
 from .models.modeling_xvlm import XVLMForGrounding, XVLMModel
+from .models.modeling_xvlm_captioning import XVLMForCaptioning
 
 Prediction = dict[str, Any]
 Rows = Iterable[Mapping[str, Any]]
-WITHOUT_TEXTS = ("features",)  # tasks that images alone will do for
+WITHOUT_TEXTS = ("captioning", "features")  # tasks that images alone will do for
 RANKED = 128  # answers that are scored whole, as in the official code
 
 
@@ -60,7 +61,7 @@ def predict(
     model: PreTrainedModel,
     processor: ProcessorMixin,
     images: Sequence,
-    texts: Sequence[str],
+    texts: Sequence[str] = (),
     **options,
 ) -> list[Prediction]:
     """Do a task with its head (`load_head`) on images and texts.
@@ -72,6 +73,7 @@ def predict(
     | "grounding" | `locate_texts` | one image for all, or as many as texts |
     | "entailment" | `judge_entailment` | one image for all, or as many as texts |
     | "reasoning" | `judge_pairs` | two images for all, or two for each text, one after the other |
+    | "captioning" | `describe_images` | images only, or one text, the prompt of all |
     | "features" | `extract_features` | one image for all, or as many as texts; none of either |
 
     One text for several images, or pairs of images, is said of each of them. `options` are those of the
@@ -118,7 +120,7 @@ def answer_questions(
     batch_size: int = 32,
 ) -> Iterator[Prediction]:
     """The `top_k` best of the list `answers` to each question with their probabilities, best first; without a
-    list the one answer that ALBEF writes, or the best of LXMERT's or SOHO's own `config.answers`.
+    list the one answer that ALBEF or X-VLM writes, or the best of LXMERT's or SOHO's own `config.answers`.
 
     Yields:
         Of each question `image`, `text`, and `answers`: dicts of `answer` and, from a list, `probability`,
@@ -301,76 +303,50 @@ def judge_pairs(
         yield from _judged(batch, logits, ["false", "true"])
 
 
-def extract_features(
-    model: PreTrainedModel, processor: ProcessorMixin, rows: Rows, batch_size: int = 32
+def describe_images(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    rows: Rows,
+    num_beams: int = 3,
+    max_length: int = 20,
+    min_length: int = 5,
+    batch_size: int = 32,
 ) -> Iterator[Prediction]:
-    """Features of images, of texts, or of pairs; rows have all of them an image, all of them a text, or both.
+    """Write a caption of each image, by the settings and the rule of X-VLM's code; a row's `text` may be a
+    prompt in place of the processor's own.
 
     Yields:
-        Of each row `image` and `text`, where it has them; from ALBEF and X-VLM `image_features` and
-        `text_features`, the unit vectors (P,) that ITC compares; of pairs `features`, the state (D,) of the
-        pair: [CLS] after the last layer, LXMERT's pooled.
+        Of each image `image` and `caption`, without the prompt.
 
     Raises:
-        ValueError: an image or a text alone for LXMERT or SOHO, which have features of pairs only, rows
-            without either, or `batch_size` below 1.
+        ValueError: `num_beams` or `batch_size` below 1.
     """
-    model = model.base_model
     for batch in batched(rows, batch_size):
-        images = [row["image"] for row in batch if row["image"] is not None]
-        texts = [row["text"] for row in batch if row["text"] is not None]
-        alone = not (images and texts) and not isinstance(model, ImageTextModel)
-        if alone or {len(images), len(texts)} - {0, len(batch)}:
-            raise ValueError(
-                f"{len(images)} images and {len(texts)} texts in {len(batch)} rows for "
-                f"{type(model).__name__}; give every row both, or, for ALBEF and X-VLM, every row one of them"
-            )
+        captions = []
         with evaluating(model):
-            visual = visual_inputs(model, processor, images) if images else None
-            words = to_model(processor(text=texts, return_tensors="pt"), model) if texts else None
-            read = _read_features if isinstance(model, ImageTextModel) else _read_pairs
-            found = read(model, visual, words)
-        found = {name: value.float().cpu().clone() for name, value in found.items()}
-        for row, *values in zip(batch, *found.values(), strict=True):
-            named = {name: value for name, value in _named(row).items() if value is not None}
-            yield named | dict(zip(found, values, strict=True))
-
-
-def _read_features(model, visual: VisualInputs | None, words: dict[str, Tensor] | None) -> dict[str, Tensor]:
-    """Unit vectors (R, P) of images and texts, states (R, D) of pairs."""
-    found = {}
-    if visual is not None:
-        image = model.get_image_features(**visual.inputs)
-        found["image_features"] = image.pooler_output[visual.index]
-    if words is not None:
-        text = model.get_text_features(**words)
-        found["text_features"] = text.pooler_output
-    if visual is not None and words is not None:
-        key_values = model.image_concepts(image.last_hidden_state).select(visual.index).key_values
-        mask = words["attention_mask"]
-        found["features"] = model.fuse(text.last_hidden_state, mask, key_values, cls_only=True)[:, 0]
-    return found
-
-
-def _read_pairs(model, visual: VisualInputs, words: dict[str, Tensor]) -> dict[str, Tensor]:
-    """States (R, D) of pairs."""
-    output = model(**visual.inputs, **words, image_index=visual.index)
-    pooled = output.pooler_output if isinstance(model, LXMERTPreTrainedModel) else None
-    return {"features": output.last_hidden_state[:, 0] if pooled is None else pooled}
+            for prompt, group in groupby(batch, key=lambda row: row["text"]):
+                images = [row["image"] for row in group]
+                captions += write_captions(
+                    model, processor, images, num_beams, max_length, min_length, prompt
+                )
+        yield from (
+            {"image": row["place"], "caption": caption} for row, caption in zip(batch, captions, strict=True)
+        )
 
 
 PREDICTORS: dict[str, tuple[Callable[..., Iterator[Prediction]], tuple[type, ...]]] = {
     "vqa": (
         answer_questions,
-        (ALBEFForQuestionAnswering, LXMERTForQuestionAnswering, SOHOForQuestionAnswering),
+        (AnsweringHead, LXMERTForQuestionAnswering, SOHOForQuestionAnswering),
     ),
     "retrieval": (match_texts, (MatchingHead, LXMERTForRetrieval, SOHOForRetrieval)),
-    "grounding": (locate_texts, (ALBEFForGrounding, LXMERTForGrounding, SOHOForGrounding, XVLMForGrounding)),
+    "grounding": (locate_texts, (HeatmapHead, LXMERTForGrounding, SOHOForGrounding, XVLMForGrounding)),
     "entailment": (
         judge_entailment,
-        (ALBEFForVisualEntailment, LXMERTForVisualEntailment, SOHOForVisualEntailment),
+        (EntailmentHead, LXMERTForVisualEntailment, SOHOForVisualEntailment),
     ),
-    "reasoning": (judge_pairs, (ALBEFForVisualReasoning, LXMERTForVisualReasoning, SOHOForVisualReasoning)),
+    "reasoning": (judge_pairs, (ReasoningHead, LXMERTForVisualReasoning, SOHOForVisualReasoning)),
+    "captioning": (describe_images, (XVLMForCaptioning,)),
     "features": (
         extract_features,
         (ALBEFModel, XVLMModel, MatchingHead, LXMERTPreTrainedModel, SOHOPreTrainedModel),
@@ -388,6 +364,11 @@ def rows_of(task: str, images: Sequence, texts: Sequence[str]) -> list[dict]:
     if task == "retrieval":
         _check_any(images, texts)
         return [{"image": image, "place": i, "text": texts} for i, image in enumerate(images)]
+    if task == "captioning" and (not len(images) or isinstance(texts, str) or len(texts) > 1):
+        raise ValueError(
+            f"images is {images!r} and texts {texts!r}; give at least one image, and no text but one prompt "
+            "for all"
+        )
     if task in WITHOUT_TEXTS and len(images) and not len(texts):
         return [{"image": image, "place": i, "text": None} for i, image in enumerate(images)]
     if task == "features" and not len(images) and not isinstance(texts, str):
@@ -431,7 +412,7 @@ def _check_any(images: Sequence, texts: Sequence[str]):
 
 
 def _check_proposals(model: PreTrainedModel, images: Sequence, proposals: Sequence):
-    if not isinstance(model, ALBEFForGrounding):
+    if not isinstance(model, HeatmapHead):
         raise ValueError(f"proposals is given, but {type(model).__name__} predicts boxes; leave it out")
     if len(proposals) != len(images) or not all(len(boxes) for boxes in proposals):
         raise ValueError(

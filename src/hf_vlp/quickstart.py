@@ -44,7 +44,7 @@ from .visualization.boxes import PREDICTED, TRUE
 SWIN = {"patch_size": 4, "embed_dim": 32, "depths": [1, 1], "num_heads": [2, 4], "window_size": 6}
 SWIN |= {"use_absolute_embeddings": True, "drop_path_rate": 0.0}
 TEXT = {"hidden_size": 64, "num_text_layers": 2, "num_fusion_layers": 2, "num_attention_heads": 4}
-TEXT |= {"intermediate_size": 256, "max_position_embeddings": 64}
+TEXT |= {"num_decoder_layers": 2, "intermediate_size": 256, "max_position_embeddings": 64}
 TEXT |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 # Weights of 0.02, right for a width of 768, are too quiet for one of 64
 SWIN |= {"initializer_range": 0.1}
@@ -149,7 +149,12 @@ def tiny_processor(words: Iterable[str], image_size: int) -> XVLMProcessor:
 def tiny_config(processor: XVLMProcessor) -> XVLMConfig:
     """X-VLM of about a third of a million parameters."""
     vision = SwinConfig(image_size=processor.image_processor.size["height"], **SWIN)
-    text = VLPTextConfig(vocab_size=len(processor.tokenizer), **TEXT)
+    tokenizer = processor.tokenizer
+    ends = {
+        "bos_token_id": tokenizer.cls_token_id,
+        "eos_token_id": tokenizer.sep_token_id,
+    }
+    text = VLPTextConfig(vocab_size=len(tokenizer), **ends, **TEXT)
     return XVLMConfig(vision_config=vision, text_config=text, **CONFIG)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from ..evaluation import (
+    evaluate_captioning,
     evaluate_entailment,
     evaluate_foils,
     evaluate_grounding,
@@ -14,13 +15,14 @@ from ..evaluation import (
     evaluate_reasoning,
     evaluate_retrieval,
     majority_answer_accuracy,
+    majority_caption_metrics,
     majority_label_accuracy,
     random_object_accuracy,
     retrieval_recall,
 )
 from ..evaluation.question_answering import answer_classes
 from ..loading import load_trained, place_extractor
-from ..models.modeling_albef import ALBEFForGrounding
+from ..models.image_text_heatmaps import HeatmapHead
 from .predict import read_answers
 from .rows import read_model_rows, without_images
 
@@ -32,6 +34,7 @@ TASKS = {
     "reasoning": ("reasoning", ("images", "sentence", "label")),
     "entailment": ("entailment", ("image", "sentence", "label")),
     "foils": ("retrieval", ("image", "caption", "foil")),
+    "captioning": ("captioning", ("image", "caption")),
 }
 
 
@@ -81,6 +84,10 @@ def run(
         baseline, baseline_name = {"accuracy": 0.5}, "a coin"
     elif task == "grounding":
         metrics, baseline, baseline_name = _grounding(*inputs, **settings)
+    elif task == "captioning":
+        metrics = evaluate_captioning(*inputs, **settings).metrics
+        baseline = majority_caption_metrics(without_images(rows))
+        baseline_name = "the most frequent caption of these rows under all images"
     elif task == "vqa":
         answer_list = answers and read_answers(answers)
         result = evaluate_question_answering(*inputs, answer_list, top_k=top_k, **settings)
@@ -110,7 +117,7 @@ def _retrieval(model, processor, rows, **settings) -> tuple[dict, dict]:
 def _grounding(model, processor, rows, **settings) -> tuple[dict, dict, str | None]:
     """By boxes; where heads give heat maps and rows candidates, by choosing among these."""
     has_candidates = "candidates" in rows.column_names
-    chooses = has_candidates and isinstance(model, ALBEFForGrounding)
+    chooses = has_candidates and isinstance(model, HeatmapHead)
     protocol = evaluate_proposals if chooses else evaluate_grounding
     metrics = {"accuracy": protocol(model, processor, rows, **settings).accuracy}
     if not has_candidates:

@@ -1,12 +1,11 @@
 """Official ALBEF checkpoints: files of pretraining, of NLVR2's text assignment, and of every task."""
 
-import math
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase, ViTConfig
+from transformers import PreTrainedTokenizerBase
 
 from ..models.base import VLPPreTrainedModel
 from ..models.configuration_albef import ALBEFConfig
@@ -19,39 +18,22 @@ from ..models.modeling_albef_tasks import (
 )
 from ..models.processing_albef import ALBEFProcessor
 from .bert import (
-    BERT_KEY_VALUES,
-    BERT_LAYER,
+    DECODER_KEYS,
+    PAIR_KEYS,
     TEXT_KEYS,
-    count_layers,
     official_name,
     read_text_config,
     strip_bert,
 )
 from .checkpoints import Conversion, OfficialWeights, refuse_other_kinds, write_folder
 from .keys import KeyReport, load_into, rename_keys
+from .vision import read_vit, vit_keys
 
-_TRUNK = "model.vision_model.trunk."
-_BLOCK, _OUR_BLOCK = r"visual_encoder\.blocks\.(\d+)\.", _TRUNK + r"layers.\1."
 _KEYS: dict[str, str | list[str]] = {
-    r"visual_encoder\.cls_token": _TRUNK + "embeddings.cls_token",
-    r"visual_encoder\.pos_embed": _TRUNK + "embeddings.position_embeddings",
-    r"visual_encoder\.patch_embed\.proj\.(weight|bias)": _TRUNK
-    + r"embeddings.patch_embeddings.projection.\1",
-    r"visual_encoder\.norm\.(weight|bias)": _TRUNK + r"layernorm.\1",
-    _BLOCK + r"norm1\.(weight|bias)": _OUR_BLOCK + r"layernorm_before.\2",
-    _BLOCK + r"norm2\.(weight|bias)": _OUR_BLOCK + r"layernorm_after.\2",
-    _BLOCK + r"mlp\.(fc[12])\.(weight|bias)": _OUR_BLOCK + r"mlp.\2.\3",
-    _BLOCK + r"attn\.qkv\.(weight|bias)": [_OUR_BLOCK + rf"attention.{part}_proj.\2" for part in "qkv"],
-    _BLOCK + r"attn\.proj\.(weight|bias)": _OUR_BLOCK + r"attention.o_proj.\2",
+    **vit_keys("visual_encoder"),
     **TEXT_KEYS,
-    r"text_encoder\.encoder\.second\." + BERT_LAYER: r"model.fusion_model.second_layer.\1.\2.\3",
-    r"text_encoder\.encoder\.second\." + BERT_KEY_VALUES: r"model.fusion_model.image_key_values.\1.\2.\3",
-    r"text_decoder\.bert\.embeddings\.(.+)": r"decoder.embeddings.\1",
-    r"text_decoder\.bert\.encoder\.layer\." + BERT_LAYER: r"decoder.layer.\1.\2.\3",
-    r"text_decoder\.bert\.encoder\.layer\." + BERT_KEY_VALUES: r"decoder.key_values.\1.\2.\3",
-    r"text_decoder\.cls\.predictions\.transform\.(.+)": r"decoder.lm_head.\1",
-    r"text_decoder\.cls\.predictions\.(?:decoder\.)?bias": "decoder.lm_head.decoder.bias",
-    r"text_decoder\.cls\.predictions\.decoder\.weight": "decoder.embeddings.word_embeddings.weight",  # tied
+    **PAIR_KEYS,
+    **DECODER_KEYS,
     r"(itm|ta)_head\.(weight|bias)": r"\1_head.\2",
     r"cls_head\.0\.(weight|bias)": r"cls_head.fc1.\1",
     r"cls_head\.2\.(weight|bias)": r"cls_head.fc2.\1",
@@ -211,21 +193,6 @@ def _read_config(
     if "image_queue" in state:
         fields["queue_size"] = state["image_queue"].shape[1]
     text = read_text_config(state, num_text_heads, num_images)
-    # a decoder of answers starts from the fusion layers
-    text.num_decoder_layers = (
-        count_layers(state, "text_decoder.bert.encoder.layer.") or text.num_fusion_layers
-    )
-    return ALBEFConfig(vision_config=_read_vision(state, num_vision_heads), text_config=text, **fields)
-
-
-def _read_vision(state: Mapping[str, Tensor], num_heads: int | None) -> ViTConfig:
-    width, _, patch_size, _ = state["visual_encoder.patch_embed.proj.weight"].shape
-    return ViTConfig(
-        image_size=math.isqrt(state["visual_encoder.pos_embed"].shape[1] - 1) * patch_size,
-        patch_size=patch_size,
-        hidden_size=width,
-        num_hidden_layers=count_layers(state, "visual_encoder.blocks."),
-        num_attention_heads=num_heads or max(width // 64, 1),
-        intermediate_size=len(state["visual_encoder.blocks.0.mlp.fc1.weight"]),
-        layer_norm_eps=1e-6,
+    return ALBEFConfig(
+        vision_config=read_vit(state, "visual_encoder", num_vision_heads), text_config=text, **fields
     )

@@ -95,4 +95,9 @@ def _load_tokenizer(
             f"tokenizer has {len(tokenizer)} tokens, but the checkpoint embeds {text_config.vocab_size}; "
             "give the tokenizer that the text encoder was trained with"
         )
+    if getattr(text_config, "position_offset", 0) and tokenizer.pad_token_id != text_config.pad_token_id:
+        raise ValueError(
+            f"tokenizer pads with {tokenizer.pad_token_id}, but the text encoder is a RoBERTa, which pads "
+            f"with {text_config.pad_token_id}; give the tokenizer that it was trained with (roberta-base)"
+        )
     return tokenizer

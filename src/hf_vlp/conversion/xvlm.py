@@ -1,4 +1,5 @@
-"""Official X-VLM checkpoints with a Swin trunk: files of pretraining, retrieval and grounding."""
+"""Official X-VLM checkpoints, with any of its encoders: files of pretraining, of NLVR2's text assignment,
+and of every task."""
 
 import math
 import re
@@ -7,14 +8,26 @@ from functools import partial
 from pathlib import Path
 
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase, SwinConfig
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase, SwinConfig
 
 from ..models.configuration_xvlm import XVLMConfig
-from ..models.modeling_xvlm import XVLMForGrounding, XVLMForPreTraining, XVLMForRetrieval, XVLMHead
+from ..models.modeling_xvlm import (
+    XVLMForGrounding,
+    XVLMForPreTraining,
+    XVLMForRetrieval,
+    XVLMPreTrainedModel,
+)
+from ..models.modeling_xvlm_captioning import XVLMForCaptioning
+from ..models.modeling_xvlm_tasks import (
+    XVLMForQuestionAnswering,
+    XVLMForTextAssignment,
+    XVLMForVisualReasoning,
+)
 from ..models.processing_xvlm import XVLMProcessor
-from .bert import TEXT_KEYS, official_name, read_text_config, strip_bert
+from .bert import DECODER_KEYS, PAIR_KEYS, TEXT_KEYS, official_name, read_text_config, strip_bert
 from .checkpoints import Conversion, OfficialWeights, refuse_other_kinds, write_folder
 from .keys import KeyReport, load_into, rename_keys
+from .vision import clip_keys, read_clip, read_vit, vit_keys
 
 _BLOCK, _OUR_BLOCK = (
     r"vision_encoder\.layers\.(\d+)\.blocks\.(\d+)\.",
@@ -33,10 +46,15 @@ _KEYS: dict[str, str | list[str]] = {
     _BLOCK + r"attn\.qkv\.(weight|bias)": [_OUR_BLOCK + rf"attention.{part}_proj.\3" for part in "qkv"],
     _BLOCK + r"attn\.proj\.(weight|bias)": _OUR_BLOCK + r"attention.o_proj.\3",
     _BLOCK + r"attn\.(relative_position_bias_table)": _OUR_BLOCK + r"attention.relative_position_bias.\3",
+    **clip_keys("vision_encoder"),
+    **vit_keys("vision_encoder"),
     **TEXT_KEYS,
-    r"(itm|bbox)_head\.0\.(weight|bias)": r"\1_head.fc1.\2",
-    r"(itm|bbox)_head\.1\.(weight|bias)": r"\1_head.layer_norm.\2",
-    r"(itm|bbox)_head\.3\.(weight|bias)": r"\1_head.fc2.\2",
+    **PAIR_KEYS,
+    **DECODER_KEYS,
+    r"(itm|bbox|cls)_head\.0\.(weight|bias)": r"\1_head.fc1.\2",
+    r"(itm|bbox|cls)_head\.1\.(weight|bias)": r"\1_head.layer_norm.\2",
+    r"(itm|bbox|cls)_head\.3\.(weight|bias)": r"\1_head.fc2.\2",
+    r"ta_head\.(weight|bias)": r"ta_head.\1",
 }
 _DROPPED = {
     r".*\.relative_position_index": "buffer, made anew from the window",
@@ -44,31 +62,39 @@ _DROPPED = {
     r".*\.position_ids": "buffer, made anew",
 }
 _OTHER_KINDS = {
-    "text_decoder.": "a question-answering or captioning file",
-    "cls_head.": "a pair-reasoning (NLVR2) file",
-    "ta_head.": "a file of the NLVR2 domain pretraining",
-    "vision_encoder.encoder.": "a file with a CLIP trunk",
-    "vision_encoder.blocks.": "a file with a DeiT trunk",
     "visual_encoder.": "a checkpoint of another model, probably ALBEF (hf-vlp convert albef)",
     "bert.encoder.r_layers.": "a checkpoint of another model, probably LXMERT (hf-vlp convert lxmert)",
     "backbone.": "a checkpoint of another model, probably SOHO (hf-vlp convert soho)",
 }
 
 
-def convert_state_dict(official: Mapping[str, Tensor], num_attention_heads: int | None = None) -> Conversion:
-    """Official weights to our model; task, depth, widths and window are read from the tensors.
+def convert_state_dict(
+    official: Mapping[str, Tensor],
+    num_attention_heads: int | None = None,
+    num_vision_heads: int | None = None,
+) -> Conversion:
+    """Official weights to our model; task, trunk, depth, widths and window are read from the tensors.
 
-    The number of heads of the text layers cannot be read; without `num_attention_heads` they are 64 wide, as
-    in BERT.
+    Numbers of heads cannot be read, but for Swin's: those of the text layers are 64 wide without
+    `num_attention_heads`, those of a CLIP or DeiT trunk as many, or `num_vision_heads`.
 
     Raises:
         ValueError: the weights belong to another model or kind, are incomplete, or do not fit.
     """
     model_class = _head_class(official)
-    weights = OfficialWeights({strip_bert(key): value for key, value in official.items()})
-    config = _read_config(weights, num_attention_heads)
-    alias = partial(official_name, num_text_layers=config.text_config.num_text_layers)
-    renamed, report = rename_keys(official, _KEYS, _DROPPED, alias)
+    num_images = 2 if model_class in (XVLMForTextAssignment, XVLMForVisualReasoning) else 1
+    pretraining_key = _pretraining_key if model_class is XVLMForCaptioning else str
+    weights = OfficialWeights({strip_bert(pretraining_key(key)): value for key, value in official.items()})
+    config = _read_config(weights, num_attention_heads, num_vision_heads or num_attention_heads, num_images)
+    num_text_layers = config.text_config.num_text_layers
+    renamed, report = rename_keys(
+        official,
+        _KEYS,
+        _DROPPED,
+        lambda key: official_name(pretraining_key(key), num_text_layers, num_images),
+    )
+    renamed = {model_class.renamed(name): value for name, value in renamed.items()}
+    report.used = {key: [model_class.renamed(name) for name in names] for key, names in report.used.items()}
     if "model.temperature" in renamed:
         renamed["model.temperature"] = renamed["model.temperature"].reshape(-1)
     model = model_class(config)
@@ -90,7 +116,7 @@ def convert_checkpoint(
         output_dir: a folder that does not exist yet, or is empty.
         tokenizer: the tokenizer the text encoder was trained with; a name, a folder, or the tokenizer itself.
         image_size: resample the trunk's position tables to this size in pixels.
-        num_attention_heads: of the text layers, where they are not 64 wide.
+        num_attention_heads: of the text layers, and of a CLIP or DeiT trunk, where they are not 64 wide.
 
     Raises:
         FileNotFoundError: no checkpoint there.
@@ -101,31 +127,56 @@ def convert_checkpoint(
     return write_folder(checkpoint, output_dir, convert, XVLMProcessor, tokenizer, image_size)
 
 
-def _head_class(state: Mapping[str, Tensor]) -> type[XVLMHead]:
-    refuse_other_kinds(state, _OTHER_KINDS, "X-VLM pretraining, retrieval and grounding")
-    has = {name for name in ("itm_head", "bbox_head") if f"{name}.0.weight" in state}
-    if "text_encoder.cls.predictions.bias" in state:
+def _pretraining_key(key: str) -> str:
+    """A key of a captioning file as pretraining has it."""
+    return re.sub(r"^text_decoder\.", "text_encoder.", key)
+
+
+def _head_class(state: Mapping[str, Tensor]) -> type[XVLMPreTrainedModel]:
+    refuse_other_kinds(state, _OTHER_KINDS, "X-VLM")
+    parts = {key.partition(".")[0] for key in state}
+    if "text_decoder" in parts:  # that of captions is the whole text encoder of pretraining
+        return XVLMForQuestionAnswering if "text_encoder" in parts else XVLMForCaptioning
+    if "ta_head.weight" in state:
+        return XVLMForTextAssignment
+    has = {name for name in ("itm_head", "bbox_head", "cls_head") if f"{name}.0.weight" in state}
+    if "text_encoder.cls.predictions.bias" in state or "text_encoder.lm_head.bias" in state:
         return XVLMForPreTraining
     if has == {"itm_head"}:
         return XVLMForRetrieval
     if has == {"bbox_head"}:
         return XVLMForGrounding
+    if has == {"cls_head"}:
+        return XVLMForVisualReasoning
     raise ValueError(
-        "the checkpoint has no heads of an X-VLM pretraining, retrieval or grounding file (its first keys "
-        f"are {list(state)[:3]}); give one of these files"
+        "the checkpoint has no heads of an X-VLM file (its first keys are "
+        f"{list(state)[:3]}); give the file of a pretrained or fine-tuned X-VLM"
     )
 
 
-def _read_config(state: Mapping[str, Tensor], num_attention_heads: int | None) -> XVLMConfig:
+def _read_config(
+    state: Mapping[str, Tensor],
+    num_attention_heads: int | None,
+    num_vision_heads: int | None,
+    num_images: int,
+) -> XVLMConfig:
     projection = {"projection_dim": len(state["vision_proj.weight"])} if "vision_proj.weight" in state else {}
     return XVLMConfig(
-        vision_config=_read_vision(state),
-        text_config=read_text_config(state, num_attention_heads),
+        vision_config=_read_vision(state, num_vision_heads),
+        text_config=read_text_config(state, num_attention_heads, num_images),
         **projection,
     )
 
 
-def _read_vision(state: Mapping[str, Tensor]) -> SwinConfig:
+def _read_vision(state: Mapping[str, Tensor], num_heads: int | None) -> PreTrainedConfig:
+    if "vision_encoder.class_embedding" in state:
+        return read_clip(state, "vision_encoder", num_heads)
+    if "vision_encoder.cls_token" in state:
+        return read_vit(state, "vision_encoder", num_heads)
+    return _read_swin(state)
+
+
+def _read_swin(state: Mapping[str, Tensor]) -> SwinConfig:
     embed_dim, _, patch_size, _ = state["vision_encoder.patch_embed.proj.weight"].shape
     depths: dict[int, int] = {}
     for key in state:

@@ -53,7 +53,7 @@ Row = dict[str, Any]
 
 class Processor(Protocol):
     """What the collators ask of a processor; `XVLMProcessor` fits, and `ALBEFProcessor` where there are no
-    boxes.
+    boxes and no captions to write.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -69,6 +69,10 @@ class Processor(Protocol):
     def encode_questions(self, questions: Any) -> dict[str, Tensor]: ...
 
     def encode_answers(self, answers: Any) -> dict[str, Tensor]: ...
+
+    def encode_captions(self, captions: Any) -> dict[str, Tensor]: ...
+
+    def encode_prompt(self) -> dict[str, Tensor]: ...
 
 
 @dataclass(kw_only=True)
@@ -352,7 +356,8 @@ class RegionGroundingCollator(RegionCollator):
     """Region rows → grounding batch of several texts per image, as in the domain pretraining before RefCOCO+:
     pixel_values (n, 3, H, W); input_ids, attention_mask (R, L), target_boxes (R, 4), region_image_index (R,).
 
-    Captions of whole images are left out, regions chosen as by `RegionCollator`.
+    Captions of whole images are left out, regions chosen as by `RegionCollator`. The paper's step keeps 24 of
+    9 images.
     """
 
     def _regions(

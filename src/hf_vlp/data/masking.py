@@ -24,7 +24,7 @@ def choose_masked_positions(
 ) -> list[int]:
     """Positions to predict in one text whose position 0 is [CLS].
 
-    `is_continuation[i]` says whether token i is a wordpiece that goes on with a word ("##ing"). The count is
+    `is_continuation[i]` says whether token i goes on with a word ("##ing"). The count is
     min(max_masks, max(1, round(mask_probability * n))) of n tokens with [CLS], Python's rounding, and at most
     n - 1. Positions are drawn in random order; with `span_probability` one becomes a span of 2..max_span
     tokens; both ends grow to whole words. What exceeds the count is cut at random, so a word may be masked in
@@ -60,6 +60,8 @@ class Masking(ABC):
     def __init__(self, tokenizer: PreTrainedTokenizerBase, mask_probability: float):
         if not 0 < mask_probability <= 1:
             raise ValueError(f"mask_probability is {mask_probability}; give a share above 0 and up to 1")
+        if tokenizer.mask_token_id is None:
+            raise ValueError("tokenizer has no mask_token; give one for masked language modelling")
         self.mask_probability = mask_probability
         self.mask_token_id = tokenizer.mask_token_id
         self.vocab_size = len(tokenizer)
@@ -89,8 +91,22 @@ class Masking(ABC):
         return rng.randrange(self.vocab_size) if draw < 0.9 else token
 
 
+def continuations(tokenizer: PreTrainedTokenizerBase) -> list[bool]:
+    """Whether each token of the vocabulary goes on with a word that another one began.
+
+    WordPiece marks those that do ("##ing"), byte-level BPE ("Ġred") and SentencePiece ("▁rot") those that
+    begin one; most tokens that are marked tell which of the three it is. Special tokens go on with nothing.
+    """
+    tokens = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+    mark = max(("##", "Ġ", "▁"), key=lambda mark: sum(token.startswith(mark) for token in tokens))
+    if mark == "##" or not any(token.startswith(mark) for token in tokens):
+        return [token.startswith("##") for token in tokens]
+    special = {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}
+    return [not token.startswith(mark) and token not in special for token in tokens]
+
+
 class WholeWordMasking(Masking):
-    """X-VLM's masking, of whole words and spans; see `choose_masked_positions`.
+    """X-VLM's masking, of whole words and spans; see `choose_masked_positions` and `continuations`.
 
     Defaults are those of the 4M recipe; the 16M recipe has `max_masks=6`.
     """
@@ -107,9 +123,7 @@ class WholeWordMasking(Masking):
         if max_masks < 1 or max_span < 2:
             raise ValueError(f"max_masks is {max_masks} and max_span {max_span}; give at least 1 and 2")
         self.span_settings = (max_masks, span_probability, max_span)
-        self.is_continuation = [
-            t.startswith("##") for t in tokenizer.convert_ids_to_tokens(range(self.vocab_size))
-        ]
+        self.is_continuation = continuations(tokenizer)
 
     def choose_positions(self, ids: Sequence[int], rng: random.Random) -> list[int]:
         is_continuation = [self.is_continuation[token] for token in ids]

@@ -1,4 +1,4 @@
-"""Annotation files → `datasets` rows: X-VLM's image and region JSON lines, Karpathy's retrieval JSON, REFER
+"""Annotation files → `datasets` rows: X-VLM's image and region JSON lines, Karpathy's splits, REFER
 (RefCOCO, RefCOCO+, RefCOCOg). ALBEF's JSON lists are in `task_readers.py`, LXMERT's in `lxmert_readers.py`,
 NLVR v1 in `nlvr.py`.
 
@@ -72,6 +72,23 @@ def read_retrieval(
         features = Features({"image": IMAGE, "caption": STRINGS})
     arguments = {"files": list_files(files), "image_root": str(image_root), "training": split == "train"}
     return rows_in_memory(_retrieval_rows, features, arguments, streaming)
+
+
+def read_karpathy(
+    file: PathLike,
+    image_root: PathLike,
+    split: str | Sequence[str] = ("train", "restval"),
+    streaming: bool = False,
+) -> Rows:
+    """Karpathy's dataset_coco.json, dataset_flickr30k.json and their like → image, caption (list of str),
+    image_id (str, COCO's own where the file has it): a row for each image.
+
+    split: train, val, test, restval, or several; COCO's papers train on train and restval, which others lack.
+    """
+    splits = (split,) if isinstance(split, str) else tuple(split)
+    features = Features({"image": IMAGE, "caption": STRINGS, "image_id": Value("string")})
+    arguments = {"files": list_files(file), "image_root": str(image_root), "splits": splits}
+    return rows_in_memory(_karpathy_rows, features, arguments, streaming)
 
 
 def read_refcoco(
@@ -232,6 +249,32 @@ def _retrieval_rows(files: list[str], image_root: str, training: bool) -> Iterat
             )
         row = {"image": os.path.join(image_root, entry["image"]), "caption": entry["caption"]}
         yield row | ({"image_id": str(entry["image_id"])} if training else {})
+
+
+def _karpathy_rows(files: list[str], image_root: str, splits: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+    for file in files:
+        content, found = load_json(file), set()
+        entries = content.get("images") if isinstance(content, dict) else None
+        if not isinstance(entries, list):
+            raise ValueError(f"{file} holds no list of images; give Karpathy's dataset_*.json")
+        for number, entry in enumerate(entries):
+            try:
+                found.add(entry["split"])
+                row = _karpathy_row(entry, image_root) if entry["split"] in splits else None
+            except (KeyError, TypeError) as error:
+                raise ValueError(f"{file}, image {number}: not one of Karpathy's ({error!r})") from error
+            if row is not None:
+                yield row
+        if not found & set(splits):
+            raise ValueError(f"split is {', '.join(splits)}; {file} has {', '.join(sorted(found))}")
+
+
+def _karpathy_row(entry: dict, image_root: str) -> dict[str, Any]:
+    return {
+        "image": os.path.join(image_root, entry.get("filepath", ""), entry["filename"]),
+        "caption": check_texts([sentence["raw"] for sentence in entry["sentences"]], "sentences"),
+        "image_id": str(entry.get("cocoid", entry["imgid"])),
+    }
 
 
 def _refcoco_rows(

@@ -1,6 +1,7 @@
 """ALBEF's annotation files, JSON lists of entries → `datasets` rows: pre-training pairs, VQA v2 and its
-answer list, SNLI-VE, NLVR2, and the texts of RefCOCO+ (arXiv 2107.07651). Retrieval files and REFER are read
-by `readers.py`, where it also says what all readers have in common, LXMERT's lists by `lxmert_readers.py`.
+answer list, SNLI-VE, NLVR2, and the texts of RefCOCO+ (arXiv 2107.07651); X-VLM takes those of VQA v2, NLVR2
+and RefCOCO+ (arXiv 2111.08276). Retrieval files and REFER are read by `readers.py`, where it also says what
+all readers have in common, LXMERT's lists by `lxmert_readers.py`.
 
 Several files are joined in order. Errors are ValueErrors that name the file and the entry.
 """
@@ -41,9 +42,10 @@ def read_captions(files: Files, image_root: PathLike | None = None, streaming: b
 def read_vqa(
     files: Files, vqa_root: PathLike, vg_root: PathLike | None = None, streaming: bool = False
 ) -> Rows:
-    """ALBEF's VQA files {image, question, question_id, dataset: "vqa" | "vg", answer?: list or str} → image,
-    question, answers (list of str, one per annotator; empty where the file has none, as for the test),
-    question_id (int), answer_weight (float: 1, of Visual Genome 0.5).
+    """ALBEF's VQA files {image, question, question_id, dataset: "vqa" | "vg", answer?: list or str}, and
+    X-VLM's, where dataset may be missing ("vqa") or "gqa" (image is a whole path) → image, question, answers
+    (list of str, one per annotator; empty where the file has none, as for the test), question_id (int),
+    answer_weight (float: 1, of Visual Genome 0.5).
 
     vqa_root, vg_root: folders of COCO's and of Visual Genome's images.
     """
@@ -56,7 +58,7 @@ def read_vqa(
             "answer_weight": Value("float64"),
         }
     )
-    keys = ("image", "question", "question_id", "dataset")
+    keys = ("image", "question", "question_id")
     return read_lists(_question_row, keys, files, (vqa_root, vg_root), features, streaming)
 
 
@@ -140,19 +142,19 @@ def _caption_row(entry: dict, image_root: str | None) -> dict[str, Any]:
 
 
 def _question_row(entry: dict, vqa_root: str, vg_root: str | None) -> dict[str, Any]:
-    roots = {"vqa": vqa_root, "vg": vg_root}
-    if entry["dataset"] not in roots:
-        raise ValueError(f"dataset is {entry['dataset']!r}; it must be vqa or vg")
-    if roots[entry["dataset"]] is None:
+    dataset, roots = entry.get("dataset", "vqa"), {"vqa": vqa_root, "vg": vg_root, "gqa": ""}
+    if dataset not in roots:
+        raise ValueError(f"dataset is {dataset!r}; it must be vqa, vg or gqa")
+    if roots[dataset] is None:
         raise ValueError("dataset is 'vg' and vg_root is None; give the folder of Visual Genome's images")
     if not isinstance(entry["question_id"], int):
         raise ValueError(f"question_id is {entry['question_id']!r}; it must be an integer")
     return {
-        "image": _path(roots[entry["dataset"]], entry["image"]),
+        "image": _path(roots[dataset], entry["image"]),
         "question": entry_text(entry, "question"),
         "answers": check_texts(entry["answer"], "answer") if "answer" in entry else [],
         "question_id": entry["question_id"],
-        "answer_weight": VISUAL_GENOME_WEIGHT if entry["dataset"] == "vg" else 1.0,
+        "answer_weight": VISUAL_GENOME_WEIGHT if dataset == "vg" else 1.0,
     }
 
 

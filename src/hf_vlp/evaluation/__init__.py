@@ -1,8 +1,18 @@
 """Metrics, and the protocols that compute them with a model.
 
-Retrieval in two stages, foils, grounding by boxes or proposals, questions, entailment, reasoning.
+Retrieval in two stages, foils, grounding by boxes or proposals, questions, entailment, reasoning, captions.
 """
 
+from .caption_metrics import (
+    bleu_scores,
+    caption_metrics,
+    cider_d_reward,
+    cider_d_scores,
+    ngram_frequencies,
+    rouge_l_scores,
+    tokenize_caption,
+)
+from .captioning import CaptioningResult, evaluate_captioning, majority_caption_metrics
 from .classification import (
     EntailmentResult,
     ReasoningResult,
@@ -22,6 +32,7 @@ from .metrics import (
     sentence_consistency,
 )
 from .modules import (
+    CaptionScores,
     EntailmentAccuracy,
     FoilAccuracy,
     GroundingAccuracy,
@@ -38,6 +49,8 @@ from .retrieval import RetrievalResult, evaluate_retrieval
 from .vqa import mean_per_type, normalize_answer, vqa_accuracy, vqa_scores, write_evalai
 
 __all__ = [
+    "CaptionScores",
+    "CaptioningResult",
     "EntailmentAccuracy",
     "EntailmentResult",
     "FoilAccuracy",
@@ -50,6 +63,11 @@ __all__ = [
     "RetrievalRecall",
     "RetrievalResult",
     "VQAAccuracy",
+    "bleu_scores",
+    "caption_metrics",
+    "cider_d_reward",
+    "cider_d_scores",
+    "evaluate_captioning",
     "evaluate_entailment",
     "evaluate_foils",
     "evaluate_grounding",
@@ -61,14 +79,18 @@ __all__ = [
     "grounding_accuracy",
     "label_accuracy",
     "majority_answer_accuracy",
+    "majority_caption_metrics",
     "majority_label_accuracy",
     "mean_per_type",
+    "ngram_frequencies",
     "normalize_answer",
     "paired_box_iou",
     "random_object_accuracy",
     "recall_at",
     "retrieval_recall",
+    "rouge_l_scores",
     "sentence_consistency",
+    "tokenize_caption",
     "vqa_accuracy",
     "vqa_scores",
     "write_evalai",

@@ -9,6 +9,7 @@ import datasets
 import evaluate
 import torch
 
+from .caption_metrics import caption_metrics
 from .metrics import (
     foil_accuracy,
     grounding_accuracy,
@@ -113,6 +114,18 @@ class ReasoningAccuracy(evaluate.Metric):
             "reasoning_accuracy": label_accuracy(predictions, references),
             "reasoning_consistency": sentence_consistency(predictions, references, sentences),
         }
+
+
+class CaptionScores(evaluate.Metric):
+    """BLEU-1 to BLEU-4, ROUGE-L and CIDEr-D of the captions in `predictions` (`caption_metrics`);
+    `references` lists those that people wrote of each image."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        text = datasets.Value("string")
+        return _info(self, {"predictions": text, "references": datasets.Sequence(text)})
+
+    def _compute(self, predictions, references) -> dict[str, float]:
+        return caption_metrics(predictions, references)
 
 
 def _info(metric: evaluate.Metric, features: dict) -> evaluate.MetricInfo:

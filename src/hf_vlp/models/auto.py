@@ -54,6 +54,14 @@ from .modeling_soho_tasks import (
     SOHOForVisualReasoning,
 )
 from .modeling_xvlm import XVLMForGrounding, XVLMForPreTraining, XVLMForRetrieval, XVLMModel
+from .modeling_xvlm_captioning import XVLMForCaptioning
+from .modeling_xvlm_tasks import (
+    XVLMForQuestionAnswering,
+    XVLMForTextAssignment,
+    XVLMForVisualEntailment,
+    XVLMForVisualReasoning,
+    XVLMForWeakGrounding,
+)
 from .processing_albef import ALBEFProcessor
 from .processing_lxmert import LXMERTProcessor
 from .processing_soho import SOHOProcessor
@@ -86,6 +94,12 @@ class AutoModelForVisualEntailment(_BaseAutoModelClass):
 
 class AutoModelForTextAssignment(_BaseAutoModelClass):
     """Loads the head of any model of this package that learns which of two images a text belongs to."""
+
+    _model_mapping = _LazyAutoMapping(CONFIG_MAPPING_NAMES, OrderedDict())
+
+
+class AutoModelForCaptioning(_BaseAutoModelClass):
+    """Loads the head of any model of this package that writes captions."""
 
     _model_mapping = _LazyAutoMapping(CONFIG_MAPPING_NAMES, OrderedDict())
 
@@ -137,7 +151,17 @@ MODELS = {
         XVLMProcessor,
         XVLMImageProcessor,
         XVLMModel,
-        (XVLMForPreTraining, XVLMForRetrieval, XVLMForGrounding),
+        (
+            XVLMForPreTraining,
+            XVLMForRetrieval,
+            XVLMForQuestionAnswering,
+            XVLMForVisualEntailment,
+            XVLMForVisualReasoning,
+            XVLMForTextAssignment,
+            XVLMForGrounding,
+            XVLMForWeakGrounding,
+            XVLMForCaptioning,
+        ),
     ),
 }
 AUTO_CLASSES = {
@@ -150,6 +174,7 @@ AUTO_CLASSES = {
         AutoModelForVisualReasoning,
         AutoModelForVisualEntailment,
         AutoModelForTextAssignment,
+        AutoModelForCaptioning,
     )
 }
 
@@ -165,5 +190,7 @@ def register():
             backends = dict.fromkeys(("torchvision", "pil"), image_processor)
             AutoImageProcessor.register(config, image_processor_classes=backends, exist_ok=True)
         AutoModel.register(config, (base_model, *heads), exist_ok=True)
-        for head in heads:
-            AUTO_CLASSES[head.auto_class].register(config, head, exist_ok=True)
+        for name, auto_class in AUTO_CLASSES.items():
+            of_task = tuple(head for head in heads if head.auto_class == name)
+            if of_task:  # of several, the one a folder was saved from, or else the first
+                auto_class.register(config, of_task if len(of_task) > 1 else of_task[0], exist_ok=True)

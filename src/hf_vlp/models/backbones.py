@@ -1,17 +1,37 @@
 """Image trunks: any transformers vision model, and timm's through TimmWrapper, with one token layout.
 
-B: images, N: patches, S = 1 + N tokens, W: width of the trunk, w: window side of a Swin trunk. Images are
-square.
+B: images, R: regions, N: patches, S = 1 + N tokens, M: tokens of the largest region, W: width of the trunk,
+w: window side of a Swin trunk. Images are square.
 """
 
 import copy
 import inspect
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import MODEL_MAPPING, AutoModel, PreTrainedConfig
+from transformers.masking_utils import create_bidirectional_mask
+
+from .checks import check_regions
+
+LOCAL_ATTENTION = ("vit", "deit", "clip_vision_model")  # trunks whose last layers can attend within regions
+
+
+class RegionTokens(NamedTuple):
+    """What regions are made of, after one pass over the images.
+
+    - image_index (R,): the image of each region
+    - tokens (R, M, W): tokens of its own, the global one first; `mask` (R, M) tells them from padding
+    - patch_mask (R, N): patches of the image that join them, None where its own tokens are all there is
+    """
+
+    image_index: Tensor
+    tokens: Tensor
+    mask: Tensor
+    patch_mask: Tensor | None
 
 
 class ImageTrunk(nn.Module):
@@ -25,11 +45,14 @@ class ImageTrunk(nn.Module):
         self.config = config
         self.trunk = build_trunk(config)
         self.width = trunk_width(self.trunk)
+        self.is_clip = config.model_type == "clip_vision_model"
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Encode images (B, 3, size, size) of the size the trunk was built for: (B, 1 + N, W)."""
         self._check_size(pixel_values)
         tokens = self.trunk(pixel_values).last_hidden_state
+        if self.is_clip:
+            tokens = self.trunk.post_layernorm(tokens)  # transformers does so with [CLS] only
         if tokens.ndim == 4:  # a map: (B, height, width, W), or (B, W, height, width)
             tokens = tokens.flatten(1, 2) if tokens.shape[-1] == self.width else tokens.flatten(2).mT
         # patches fill a square; [CLS] and its like come before them
@@ -39,6 +62,73 @@ class ImageTrunk(nn.Module):
         global_token = tokens[:, :1] if has_cls else patches.mean(dim=1, keepdim=True)
         return torch.cat([global_token, patches], dim=1)
 
+    def encode_regions(
+        self, pixel_values: Tensor, image_index: Tensor, patch_mask: Tensor, local_depth: int = 0
+    ) -> tuple[Tensor, RegionTokens]:
+        """Encode images (B, 3, size, size) once: (B, 1 + N, W), and what regions of them are made of.
+
+        `image_index` (R,) tells the image of each region and `patch_mask` (R, N) the patches it covers. The
+        global token of a region is their mean. With `local_depth`, a region parts from its image before the
+        last `local_depth` layers, where it is [CLS] and its patches, which see nothing else. X-VLM section 3,
+        the latter by the specification of the official code.
+
+        Raises:
+            ValueError: the masks do not fit the patches, or the regions name more images than there are.
+        """
+        if local_depth:
+            return self._encode_locally(pixel_values, image_index, patch_mask, local_depth)
+        images = self(pixel_values)
+        check_regions(images, image_index, patch_mask)
+        weights = patch_mask.to(images.dtype)
+        weights = weights / weights.sum(dim=1, keepdim=True).clamp(min=1)
+        means = torch.einsum("rn,rnw->rw", weights, images[image_index, 1:]).to(images.dtype)[:, None]
+        mask = torch.ones_like(image_index, dtype=torch.bool)[:, None]
+        return images, RegionTokens(image_index, means, mask, patch_mask)
+
+    def _encode_locally(
+        self, pixel_values: Tensor, image_index: Tensor, patch_mask: Tensor, depth: int
+    ) -> tuple[Tensor, RegionTokens]:
+        self._check_size(pixel_values)
+        images, (layers, norm) = self._embed(pixel_values), self._layers_and_norm()
+        prefix = images.shape[1] - math.isqrt(images.shape[1]) ** 2  # [CLS], and DeiT's distillation token
+        check_regions(images[:, prefix - 1 :], image_index, patch_mask)
+        for layer in layers[:-depth]:
+            images = layer(images, None)
+        slots, mask = _pack(F.pad(patch_mask.bool(), (prefix, 0), value=True))
+        regions = self._attend_within(layers[-depth:], images[image_index[:, None], slots], mask)
+        for layer in layers[-depth:]:
+            images = layer(images, None)
+        images, regions = (_without_prefix(norm(states), prefix) for states in (images, regions))
+        return images, RegionTokens(image_index, regions, mask[:, prefix - 1 :], None)
+
+    def _attend_within(self, layers: nn.ModuleList, regions: Tensor, mask: Tensor) -> Tensor:
+        """Regions (R, M, W) through layers in which they see the tokens of `mask` (R, M) only.
+
+        Many of them pass in four groups from small to large, so that small ones are padded less.
+        """
+        if not len(regions):
+            return regions
+        counts = mask.sum(dim=1)
+        groups = counts.argsort().chunk(4 if len(regions) >= 32 else 1)
+        longest = counts[torch.stack([rows[-1] for rows in groups])].tolist()
+        done = torch.zeros_like(regions)
+        for rows, length in zip(groups, longest, strict=True):
+            states, keys = regions[rows, :length], mask[rows, :length]
+            keys = create_bidirectional_mask(self.trunk.config, inputs_embeds=states, attention_mask=keys)
+            for layer in layers:
+                states = layer(states, keys)
+            done[rows, :length] = states.to(done.dtype)
+        return done
+
+    def _embed(self, pixel_values: Tensor) -> Tensor:
+        states = self.trunk.embeddings(pixel_values.to(self.trunk.dtype))
+        return self.trunk.pre_layrnorm(states) if self.is_clip else states
+
+    def _layers_and_norm(self) -> tuple[nn.ModuleList, nn.LayerNorm]:
+        if self.is_clip:
+            return self.trunk.encoder.layers, self.trunk.post_layernorm
+        return self.trunk.layers, self.trunk.layernorm
+
     def _check_size(self, pixel_values: Tensor):
         size = trunk_image_size(self.config)
         if size is not None and tuple(pixel_values.shape[-2:]) != (size, size):
@@ -47,6 +137,18 @@ class ImageTrunk(nn.Module):
                 f"pixels; resize "
                 "the images with the model's processor, or give the model another size with set_image_size()"
             )
+
+
+def _pack(mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Slots of the tokens that `mask` (R, S) marks, in order, and which are no padding: both (R, M)."""
+    counts = mask.sum(dim=1)
+    longest = int(counts.max()) if len(counts) else 1
+    slots = mask.int().argsort(dim=1, descending=True, stable=True)[:, :longest]
+    return slots, torch.arange(longest, device=mask.device) < counts[:, None]
+
+
+def _without_prefix(states: Tensor, prefix: int) -> Tensor:
+    return torch.cat([states[:, :1], states[:, prefix:]], dim=1)  # only [CLS] stays
 
 
 def trunk_image_size(config: PreTrainedConfig) -> int | None:
@@ -154,6 +256,8 @@ def _resample(name: str, value: Tensor, target: Tensor) -> Tensor:
         return value
     if name.endswith("relative_position_bias_table"):
         return resample_relative_table(value, _side(target) // 2 + 1)
+    if value.ndim == 2:  # CLIP's, the weight of an embedding
+        return resample_position_embeddings(value[None], len(target))[0]
     return resample_position_embeddings(value, target.shape[1])
 
 

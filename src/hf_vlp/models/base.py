@@ -79,12 +79,20 @@ class VLPPreTrainedModel(CarriesCode, PreTrainedModel):
 
     @torch.no_grad()
     def fill_from_twins(self, missing: set[str]):
-        """Copy parameters that a checkpoint lacked from those it held, and take them out of `missing`."""
+        """Copy parameters that a checkpoint lacked from those it held, and take them out of `missing`.
+
+        A layer is copied whole or, where one of its parameters has no twin of its shape, not at all.
+        """
         state = self.state_dict()
         for pattern, twin in self._twins.items():
-            for name in [name for name in missing if re.search(pattern, name)]:
-                source = re.sub(pattern, twin, name)
-                if source in state and source not in missing and state[source].shape == state[name].shape:
+            sources = {name: re.sub(pattern, twin, name) for name in missing if re.search(pattern, name)}
+            unlike = {
+                name.rpartition(".")[0]
+                for name, source in sources.items()
+                if source not in state or source in missing or state[source].shape != state[name].shape
+            }
+            for name, source in sources.items():
+                if name.rpartition(".")[0] not in unlike:
                     state[name].copy_(state[source])
                     missing.discard(name)
 

@@ -17,11 +17,8 @@ class ALBEFConfig(ImageTextConfig):
     - `momentum`: of the teacher's moving average;
     - `queue_size`: features of either kind that the contrastive loss remembers;
     - `alpha`: weight of the teacher's soft targets in every loss, 0 to 1;
-    - `id2label`: classes of visual entailment, those of SNLI-VE in the official order without it;
-    - `count_first_token_twice`: rank answers by a score that holds the first token twice, as the official
-      code does;
-    - `gradcam_layer`: fusion layer that Grad-CAM looks at, from 0; of six the third, as in the paper, and of
-      others the one as high, without it.
+    - `gradcam_layer`: without it the third of six fusion layers, as in the paper, and of others the one as
+      high.
     """
 
     model_type = "vlp_albef"
@@ -38,8 +35,6 @@ class ALBEFConfig(ImageTextConfig):
     momentum: float | int = 0.995
     queue_size: int = 65536
     alpha: float | int = 0.4
-    count_first_token_twice: bool = True
-    gradcam_layer: int | None = None
 
     def __post_init__(self, **kwargs):
         for name in ("alpha", "momentum"):
@@ -47,19 +42,6 @@ class ALBEFConfig(ImageTextConfig):
                 raise ValueError(f"{name}={getattr(self, name)} is no share; give a number from 0 to 1")
         if self.queue_size < 1:
             raise ValueError(f"queue_size={self.queue_size} holds nothing; give at least 1")
-        if self.id2label is None and kwargs.get("num_labels") is None:
-            self.id2label = {0: "contradiction", 1: "neutral", 2: "entailment"}
         super().__post_init__(**kwargs)
-        self.label2id = {name: label for label, name in self.id2label.items()}
-        layers = self.text_config.num_fusion_layers
         if self.gradcam_layer is None:
-            self.gradcam_layer = (layers - 1) // 2
-        elif not 0 <= self.gradcam_layer < layers:
-            raise ValueError(
-                f"gradcam_layer={self.gradcam_layer} is none of 0 to {layers - 1}; use one of these"
-            )
-
-    def to_diff_dict(self) -> dict[str, Any]:
-        """As in transformers, always with the classes: two unnamed ones are its default, but not ours."""
-        labels = {name: value for name, value in self.to_dict().items() if name in ("id2label", "label2id")}
-        return super().to_diff_dict() | labels
+            self.gradcam_layer = (self.text_config.num_fusion_layers - 1) // 2

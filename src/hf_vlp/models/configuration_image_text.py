@@ -21,7 +21,11 @@ class ImageTextConfig(CarriesCode, PreTrainedConfig):
     - `projection_dim`: width of the features that the contrastive loss compares;
     - `initial_temperature`, `min_temperature`, `max_temperature`: the divisor of the contrastive logits, and
       the range it is held in while training;
-    - `itc_weight`, `itm_weight`, `mlm_weight`: weights of the loss terms.
+    - `itc_weight`, `itm_weight`, `mlm_weight`: weights of the loss terms;
+    - `id2label`: classes of visual entailment, those of SNLI-VE in the official order without it;
+    - `count_first_token_twice`: rank answers by a score that holds the first token twice, as the official
+      codes do;
+    - `gradcam_layer`: fusion layer that Grad-CAM looks at, from 0.
     """
 
     sub_configs = {"text_config": VLPTextConfig, "vision_config": AutoConfig}
@@ -36,6 +40,8 @@ class ImageTextConfig(CarriesCode, PreTrainedConfig):
     itc_weight: float | int = 1.0
     itm_weight: float | int = 1.0
     mlm_weight: float | int = 1.0
+    count_first_token_twice: bool = True
+    gradcam_layer: int | None = None
     initializer_range: float | int = 0.02
     tie_word_embeddings: bool = True
 
@@ -48,7 +54,15 @@ class ImageTextConfig(CarriesCode, PreTrainedConfig):
             self.text_config = VLPTextConfig()
         elif isinstance(self.text_config, dict):
             self.text_config = VLPTextConfig(**self.text_config)
+        if self.id2label is None and kwargs.get("num_labels") is None:
+            self.id2label = {0: "contradiction", 1: "neutral", 2: "entailment"}
         super().__post_init__(**kwargs)
+        self.label2id = {name: label for label, name in self.id2label.items()}
+        layers = self.text_config.num_fusion_layers
+        if self.gradcam_layer is not None and not 0 <= self.gradcam_layer < layers:
+            raise ValueError(
+                f"gradcam_layer={self.gradcam_layer} is none of 0 to {layers - 1}; use one of these"
+            )
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
@@ -64,6 +78,11 @@ class ImageTextConfig(CarriesCode, PreTrainedConfig):
                 "it with the classes of its own model, or with the Auto classes"
             )
         return super().from_dict(config_dict, **kwargs)
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """As in transformers, always with the classes: two unnamed ones are its default, but not ours."""
+        labels = {name: value for name, value in self.to_dict().items() if name in ("id2label", "label2id")}
+        return super().to_diff_dict() | labels
 
 
 def _vision_config(fields: dict[str, Any]) -> PreTrainedConfig:

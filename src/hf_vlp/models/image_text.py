@@ -4,6 +4,8 @@ B: images, R: texts and their visual concepts, S = 1 + N image tokens, L: text l
 width, P: projection width, H: heads, d = D / H.
 """
 
+import re
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -15,7 +17,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .backbones import ImageTrunk
 from .base import Projection, VLPPreTrainedModel
-from .checks import check_pairs
+from .checks import check_index, check_pairs
 from .layers_bert import FusionEncoder, KeyValues, TextEncoder
 from .negatives import hard_negatives
 from .objectives import contrastive_logits
@@ -52,6 +54,9 @@ class ImageTextPreTrainedModel(VLPPreTrainedModel):
         r"(^|\.)(\w+_head|image_projection|text_projection)\.",
         r"(^|\.)temperature$",
     ]
+    # what weights of the base model or of pretraining become in a head that holds them elsewhere: pattern of
+    # the old name, and the new one
+    _pretrained_keys: dict[str, str] = {}
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
@@ -68,31 +73,41 @@ class ImageTextPreTrainedModel(VLPPreTrainedModel):
         num_fusion_layers: int = 6,
         **config_fields,
     ):
-        """Start from a public vision model and a public BERT, as the paper does.
+        """Start from a public vision model and a public BERT, RoBERTa or XLM-R, as the paper does.
 
-        BERT's lower half becomes the text layers, the upper half the fusion layers. Cross-attention,
+        Its lower half becomes the text layers, the upper half the fusion layers. Cross-attention,
         projections and heads are new (`new_parameters`).
 
         Args:
-            vision: name or folder of a vision model.
-            text: name or folder of a BERT.
+            vision: name or folder of a vision model, or of a CLIP, of which the image encoder is taken.
+            text: name or folder of a BERT, a RoBERTa or an XLM-R.
             image_size: side of the images in pixels, where the vision model's position tables are to be
                 resampled.
-            num_fusion_layers: fusion layers, taken evenly from BERT's upper half.
+            num_fusion_layers: fusion layers, taken evenly from the upper half.
             config_fields: further fields of the config.
 
         Raises:
-            ValueError: the upper half is no multiple of `num_fusion_layers`, or the image size does not fit.
+            ValueError: `text` is a model of another kind, its upper half is no multiple of
+                `num_fusion_layers`, or the image size does not fit.
         """
         trunk, bert = AutoModel.from_pretrained(vision), AutoModelForMaskedLM.from_pretrained(text)
+        trunk = getattr(trunk, "vision_model", trunk)  # of CLIP
         text_config = split_bert_config(bert.config, num_fusion_layers)
         model = cls(cls.config_class(vision_config=trunk.config, text_config=text_config, **config_fields))
         state = {f"vision_model.trunk.{name}": value for name, value in trunk.state_dict().items()}
         state |= text_and_fusion_weights(bert.state_dict(), text_config, bert.config.num_hidden_layers)
+        state = {cls.renamed(name): value for name, value in state.items()}
         model.new_parameters = load_public_weights(model, state)
         if image_size is not None:
             model.set_image_size(image_size)
         return model.eval()
+
+    @classmethod
+    def renamed(cls, name: str) -> str:
+        """The name in this head of a weight of the base model or of pretraining."""
+        for pattern, target in cls._pretrained_keys.items():
+            name = re.sub(pattern, target, name)
+        return name
 
 
 class ImageTextModel(ImageTextPreTrainedModel):
@@ -218,6 +233,18 @@ class ImageTextHead(ImageTextPreTrainedModel):
         return self.model.project_image(image_embeds)
 
 
+class LabelledHead(ImageTextHead):
+    """A head that learns labels by cross-entropy.
+
+    What it predicts is a function of a `part`: the model, or where the paper has one its teacher.
+    """
+
+    def learn(self, predict: Callable[[nn.Module], Tensor], labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (M, C) that `predict` makes of the model, and the loss (M,) of each at `labels` (M,)."""
+        logits = predict(self)
+        return logits, F.cross_entropy(logits.float(), labels, reduction="none")
+
+
 class MatchingHead(ImageTextHead):
     """A head that matches texts with visual concepts (ITM).
 
@@ -271,6 +298,22 @@ class MatchingHead(ImageTextHead):
             text_embeds[texts], mask[texts], concepts.key_values, concepts.mask, cls_only=True
         )
         return self.itm_head(fused[:, 0])
+
+
+def images_of_texts(
+    model: ImageTextModel, pixel_values: Tensor, input_ids: Tensor, image_index: Tensor | None
+) -> VisualConcepts:
+    """The image of each text (R,): image r of text r, or that of `image_index` (R,), encoded once.
+
+    Raises:
+        ValueError: the texts do not fit the images.
+    """
+    images = model.image_concepts(model.vision_model(pixel_values))
+    if image_index is not None:
+        check_index(image_index, len(pixel_values))
+        images = images.select(image_index)
+    check_pairs(len(images.embeds), input_ids)
+    return images
 
 
 def all_ones(input_ids: Tensor) -> Tensor:

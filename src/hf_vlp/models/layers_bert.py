@@ -391,20 +391,30 @@ class Context(NamedTuple):
 class TextDecoder(VLPPreTrainedModel, GenerationMixin):
     """BERT that writes: each word attends to the words before it, and to a context (ALBEF section 5).
 
-    Keys and values of the context are made once (`read_context`) and serve every text and every beam.
+    Keys and values of the context are made once (`read_context`) and serve every text and every beam. The
+    context is seen by `num_layers` layers, those of the config without it; `num_plain_layers` layers below
+    them see words only.
     """
 
     config: VLPTextConfig
     main_input_name = "input_ids"
     _tied_weights_keys = {"lm_head.decoder.weight": "embeddings.word_embeddings.weight"}
 
-    def __init__(self, config: VLPTextConfig, context_width: int):
+    def __init__(
+        self,
+        config: VLPTextConfig,
+        context_width: int,
+        num_layers: int | None = None,
+        num_plain_layers: int = 0,
+    ):
         super().__init__(config)
+        num_layers = config.num_decoder_layers if num_layers is None else num_layers
         self.embeddings = BertEmbeddings(config)
-        self.layer = nn.ModuleList(BertLayer(config, fuses=True) for _ in range(config.num_decoder_layers))
+        self.plain_layer = nn.ModuleList(BertLayer(config, fuses=False) for _ in range(num_plain_layers))
+        self.layer = nn.ModuleList(BertLayer(config, fuses=True) for _ in range(num_layers))
         self.key_values = nn.ModuleList(KeyValueProjection(config, context_width) for _ in self.layer)
         self.lm_head = MaskedLMHead(config)
-        for layer in self.layer:
+        for layer in [*self.plain_layer, *self.layer]:
             layer.attention.self.is_causal = True
         self.post_init()
 
@@ -443,12 +453,28 @@ class TextDecoder(VLPPreTrainedModel, GenerationMixin):
         context_mask = _image_mask(self.config, hidden_states, len(context.key_values[0][0]), context.mask)
         if packing is not None:
             hidden_states = packing.pack(hidden_states)
-        for i, (layer, key_values) in enumerate(zip(self.layer, context.key_values, strict=True)):
+        layers = [(layer, None) for layer in self.plain_layer]
+        layers += zip(self.layer, context.key_values, strict=True)
+        for i, (layer, key_values) in enumerate(layers):
             remember = None if cache is None else partial(cache.update, layer_idx=i)
             hidden_states = layer(
                 hidden_states, mask, key_values, context_mask, packing=packing, remember=remember
             )
         return hidden_states
+
+    def first_words(self, texts: int) -> Tensor:
+        """What texts begin with: [CLS] (texts, 1).
+
+        Raises:
+            ValueError: the config does not tell which ids texts begin and end with.
+        """
+        bos, eos = self.config.bos_token_id, self.config.eos_token_id
+        if bos is None or eos is None:
+            raise ValueError(
+                f"text_config.bos_token_id is {bos} and text_config.eos_token_id {eos}; set them to the ids "
+                "of [CLS] and [SEP]"
+            )
+        return torch.full((texts, 1), bos, device=self.device)
 
     def forward(
         self,

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .base import Projection
-from .boxes import heatmap_boxes
-from .checks import check_ids, check_index, check_pairs
+from .checks import check_ids, check_pairs
 from .configuration_albef import ALBEFConfig
 from .gradcam import gradcam
 from .image_text import (
@@ -26,10 +25,11 @@ from .image_text import (
     all_ones,
     unit_vectors,
 )
+from .image_text_heatmaps import HeatmapHead
 from .layers_bert import MaskedLMHead
 from .momentum import UNKNOWN_ID, LearnsFromTeacher
 from .objectives import distilled_cross_entropy, masked_lm_loss, matching_loss, positives
-from .outputs import VLPForGroundingOutput, VLPForPreTrainingOutput, VLPForRetrievalOutput
+from .outputs import VLPForPreTrainingOutput, VLPForRetrievalOutput
 
 
 class ALBEFPreTrainedModel(ImageTextPreTrainedModel):
@@ -304,73 +304,9 @@ class ALBEFForRetrieval(ALBEFContrastiveHead):
         ).pooler_output
 
 
-class ALBEFForGrounding(ALBEFForRetrieval):
+class ALBEFForGrounding(HeatmapHead, ALBEFForRetrieval):
     """ALBEF for weakly supervised grounding: trained as for retrieval on texts of single objects, it points
     with the Grad-CAM of their match. ALBEF section 6."""
-
-    auto_class = "AutoModelForGrounding"
-
-    def forward(
-        self,
-        pixel_values: Tensor,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        image_ids: Tensor | None = None,
-        negative_image_index: Tensor | None = None,
-        negative_text_index: Tensor | None = None,
-        region_image_index: Tensor | None = None,
-        return_dict: bool = True,
-    ) -> VLPForGroundingOutput | VLPForRetrievalOutput | tuple:
-        """With `image_ids`, or while training, as `ALBEFForRetrieval`; else locate texts (R, L) in images
-        (B, 3, size, size).
-
-        Text r refers to image r, or with `region_image_index` (R,) to that image, which is encoded once. The
-        output holds `heatmap` (R, grid, grid), `pred_boxes` (R, 4) around its hot half, and `itm_logits`.
-
-        Raises:
-            ValueError: the texts do not fit the images, or as `ALBEFForRetrieval`.
-        """
-        if self.training or image_ids is not None:
-            negatives = negative_image_index, negative_text_index
-            return super().forward(
-                pixel_values, input_ids, attention_mask, image_ids, *negatives, return_dict=return_dict
-            )
-        attention_mask = all_ones(input_ids) if attention_mask is None else attention_mask
-        heatmaps, itm_logits = self.word_heatmaps(pixel_values, input_ids, attention_mask, region_image_index)
-        heatmap = heatmaps.mean(dim=1)
-        output = VLPForGroundingOutput(
-            pred_boxes=heatmap_boxes(heatmap), heatmap=heatmap, itm_logits=itm_logits
-        )
-        return output if return_dict else output.to_tuple()
-
-    def word_heatmaps(
-        self,
-        pixel_values: Tensor,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        region_image_index: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Grad-CAM of the match of each text: a map for each of its words (R, L, grid, grid), 0 for padding,
-        and the matching logits (R, 2)."""
-        layer = self.model.fusion_model.layer[self.config.gradcam_layer]
-        logits = []
-
-        def score() -> Tensor:
-            images = self.model.image_concepts(self.model.vision_model(pixel_values.clone()))
-            if region_image_index is not None:
-                check_index(region_image_index, len(pixel_values))
-                images = images.select(region_image_index.clone())
-            check_pairs(len(images.embeds), input_ids)
-            mask = attention_mask.clone()
-            text_embeds = self.model.text_model(input_ids.clone(), mask)
-            fused = self.model.fuse(text_embeds, mask, images.key_values)
-            logits.append(self.itm_head(fused[:, 0]))
-            return logits[0][:, 1]
-
-        maps, _ = gradcam(self, layer.crossattention.self, self.config.text_config, score)
-        maps = maps[..., 1:].mean(dim=1) * attention_mask[:, :, None]  # (R, L, N), without the global token
-        grid = math.isqrt(maps.shape[-1])
-        return maps.unflatten(-1, (grid, grid)), logits[0].detach()
 
     def contrastive_heatmaps(
         self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, layer: int = -1

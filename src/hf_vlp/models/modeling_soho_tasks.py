@@ -202,6 +202,32 @@ class SOHOForRetrieval(SOHOHead):
 
         return match_all_pairs(match, images.states, input_ids, pairs_per_call)
 
+    def word_heatmaps(
+        self,
+        pixel_values: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        pixel_mask: Tensor | None = None,
+        layer: nn.Module | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Grad-CAM of the match of text r with image r: maps of what each word attends to in `layer`, the
+        last one without it, over the grid of cells (R, L, h, w), 0 for padding, and the matching logits (R,
+        2). Not in the paper; see ALBEF section 6."""
+        layer = self.model.layer[-1] if layer is None else layer
+        index = images_of_texts(len(pixel_values), input_ids, None)
+        found = []
+
+        def score() -> Tensor:  # of clones, since what was made in inference mode has no gradient
+            mask = None if pixel_mask is None else pixel_mask.clone()
+            images = self.get_image_features(pixel_values.clone(), mask).select(index.clone())
+            found[:] = images.mask, self.match(input_ids.clone(), attention_mask.clone(), images)
+            return found[1][:, 1]
+
+        maps, _ = gradcam(self, layer.attention.self, self.config, score)
+        (cells, logits), length = found, input_ids.shape[1]
+        of_words = maps[:, :, :length, length:].mean(dim=1) * attention_mask[..., None]  # (R, L, N)
+        return of_words.unflatten(2, cells.shape[1:]), logits.detach()
+
     def heatmaps(
         self,
         pixel_values: Tensor,
@@ -209,21 +235,9 @@ class SOHOForRetrieval(SOHOHead):
         attention_mask: Tensor,
         pixel_mask: Tensor | None = None,
     ) -> Tensor:
-        """Grad-CAM (R, h, w) of the match of text r with image r, over the grid of cells, by what words
-        attend to in the last layer. Not in the paper; see ALBEF section 6."""
-        with torch.no_grad():
-            images = self.get_image_features(pixel_values, pixel_mask)
-        images = images.select(images_of_texts(len(pixel_values), input_ids, None))
-        maps, _ = gradcam(
-            self,
-            self.model.layer[-1].attention.self,
-            self.config,
-            lambda: self.match(input_ids, attention_mask, images)[:, 1],
-        )
-        length = input_ids.shape[1]
-        of_words = maps[:, :, :length, length:].mean(dim=1)  # (R, L, N)
-        seen = (of_words * attention_mask[..., None]).sum(dim=1) / attention_mask.sum(dim=1, keepdim=True)
-        return seen.view(images.mask.shape)
+        """The mean over the words (R, h, w) of `word_heatmaps`."""
+        maps, _ = self.word_heatmaps(pixel_values, input_ids, attention_mask, pixel_mask)
+        return maps.sum(dim=1) / attention_mask.sum(dim=1)[:, None, None]
 
     def forward(
         self,

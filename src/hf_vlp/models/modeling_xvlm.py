@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from .backbones import RegionTokens
 from .base import Projection
 from .boxes import box_losses
-from .checks import check_ids, check_index, check_pairs, check_regions
+from .checks import check_ids, check_pairs
 from .configuration_xvlm import XVLMConfig
 from .distributed import gather_rows
 from .image_text import (
@@ -24,6 +25,7 @@ from .image_text import (
     MatchingHead,
     VisualConcepts,
     all_ones,
+    images_of_texts,
     unit_vectors,
 )
 from .layers_bert import MaskedLMHead
@@ -50,6 +52,10 @@ class XVLMPreTrainedModel(ImageTextPreTrainedModel):
 
     config: XVLMConfig
     config_class = XVLMConfig
+    _keys_to_ignore_on_load_unexpected = [
+        *ImageTextPreTrainedModel._keys_to_ignore_on_load_unexpected,
+        r"^decoder\.",
+    ]
 
 
 class XVLMModel(XVLMPreTrainedModel, ImageTextModel):
@@ -61,43 +67,54 @@ class XVLMModel(XVLMPreTrainedModel, ImageTextModel):
     def get_region_features(
         self, pixel_values: Tensor, region_image_index: Tensor, region_patch_mask: Tensor
     ) -> BaseModelOutputWithPooling:
-        """Regions to embeds (R, S, W) `[mean of covered patches; all patches]` and unit vectors (R, P).
+        """Regions to embeds (R, S, W) `[global; patches]` and unit vectors (R, P).
 
         The images (B, 3, size, size) are encoded once; `region_image_index` (R,) tells the image of each
-        region and `region_patch_mask` (R, N) the patches it covers. X-VLM section 3.
+        region and `region_patch_mask` (R, N) the patches it covers. The global token is their mean and the
+        patches are those of the image; with `local_attn_depth`, global token and covered patches come from
+        attention within the region. X-VLM section 3.
 
         Raises:
             ValueError: the masks do not fit the patches, or the regions name more images than there are.
         """
-        image_embeds = self.vision_model(pixel_values)
-        check_regions(image_embeds, region_image_index, region_patch_mask)
-        region_embeds = _region_means(image_embeds, region_image_index, region_patch_mask)
-        embeds = torch.cat([region_embeds[:, None], image_embeds[region_image_index, 1:]], dim=1)
-        return BaseModelOutputWithPooling(embeds, unit_vectors(self.image_projection, region_embeds))
+        image_embeds, regions = self.encode(pixel_values, region_image_index, region_patch_mask)
+        patches = region_patch_mask.bool() & (regions.patch_mask is None)
+        own = F.pad(patches, (1, 0), value=True)  # (R, S)
+        embeds = image_embeds[region_image_index].masked_scatter(own[..., None], regions.tokens[regions.mask])
+        return BaseModelOutputWithPooling(embeds, unit_vectors(self.image_projection, embeds[:, 0]))
 
-    def concepts(
+    def encode(
         self,
-        image_embeds: Tensor,
+        pixel_values: Tensor,
         region_image_index: Tensor | None = None,
         region_patch_mask: Tensor | None = None,
+    ) -> tuple[Tensor, RegionTokens | None]:
+        """Images (B, 3, size, size) to embeds (B, S, W), and their regions (R,), if there are any."""
+        if region_image_index is None:
+            return self.vision_model(pixel_values), None
+        return self.vision_model.encode_regions(
+            pixel_values, region_image_index, region_patch_mask, self.config.local_attn_depth
+        )
+
+    def concepts(
+        self, image_embeds: Tensor, regions: RegionTokens | None = None
     ) -> tuple[VisualConcepts, VisualConcepts]:
         """The visual concept of each text, and the whole image that it comes from; the same without regions.
 
-        Image keys and values are projected once per image; a region adds those of its own global token.
+        Image keys and values are projected once per image; a region adds those of its own tokens.
         """
         images = self.image_concepts(image_embeds)
-        if region_image_index is None:
+        if regions is None:
             return images, images
-        check_regions(image_embeds, region_image_index, region_patch_mask)
-        images = images.select(region_image_index)
-        region_embeds = _region_means(image_embeds, region_image_index, region_patch_mask)
-        own = self.project_image(region_embeds[:, None])  # (R, H, 1, d)
-        key_values = [
-            tuple(torch.cat([mine, whole[:, :, 1:]], dim=2) for mine, whole in zip(*pair, strict=True))
-            for pair in zip(own, images.key_values, strict=True)
-        ]
-        mask = F.pad(region_patch_mask.bool(), (1, 0), value=True)  # (R, S)
-        return VisualConcepts(region_embeds, key_values, mask), images
+        images = images.select(regions.image_index)
+        key_values, mask = self.project_image(regions.tokens), regions.mask  # (R, H, M, d), (R, M)
+        if regions.patch_mask is not None:
+            key_values = [
+                tuple(torch.cat([mine, whole[:, :, 1:]], dim=2) for mine, whole in zip(*pair, strict=True))
+                for pair in zip(key_values, images.key_values, strict=True)
+            ]
+            mask = torch.cat([mask, regions.patch_mask.bool()], dim=1)  # (R, S)
+        return VisualConcepts(regions.tokens[:, 0], key_values, mask), images
 
     def image_text_contrast(
         self, image_features: Tensor, text_features: Tensor, ids: Tensor | None
@@ -135,8 +152,8 @@ class XVLMModel(XVLMPreTrainedModel, ImageTextModel):
             text = self.get_text_features(input_ids, attention_mask)
             output.text_embeds, output.text_features = text.last_hidden_state, text.pooler_output
         if pixel_values is not None:
-            output.image_embeds = self.vision_model(pixel_values)
-            concepts, _ = self.concepts(output.image_embeds, region_image_index, region_patch_mask)
+            output.image_embeds, regions = self.encode(pixel_values, region_image_index, region_patch_mask)
+            concepts, _ = self.concepts(output.image_embeds, regions)
             output.image_features = unit_vectors(self.image_projection, concepts.embeds)
         if pixel_values is not None and input_ids is not None:
             check_pairs(len(concepts.embeds), input_ids)
@@ -214,8 +231,8 @@ class XVLMForPreTraining(XVLMMatchingHead):
         Raises:
             ValueError: shapes that do not fit, or a batch without negatives.
         """
-        image_embeds = self.model.vision_model(pixel_values)
-        concepts, images = self.model.concepts(image_embeds, region_image_index, region_patch_mask)
+        image_embeds, regions = self.model.encode(pixel_values, region_image_index, region_patch_mask)
+        concepts, images = self.model.concepts(image_embeds, regions)
         check_pairs(len(concepts.embeds), input_ids)
         text_embeds, masked_embeds = self.model.text_model(
             torch.cat([input_ids, mlm_input_ids]), torch.cat([attention_mask, attention_mask])
@@ -354,11 +371,7 @@ class XVLMForGrounding(XVLMHead):
             ValueError: the texts do not fit the images.
         """
         attention_mask = all_ones(input_ids) if attention_mask is None else attention_mask
-        images, _ = self.model.concepts(self.model.vision_model(pixel_values))
-        if region_image_index is not None:
-            check_index(region_image_index, len(pixel_values))
-            images = images.select(region_image_index)
-        check_pairs(len(images.embeds), input_ids)
+        images = images_of_texts(self.model, pixel_values, input_ids, region_image_index)
         text_embeds = self.model.text_model(input_ids, attention_mask)
         fused = self.model.fuse(text_embeds, attention_mask, images.key_values, cls_only=True)
         output = VLPForGroundingOutput(pred_boxes=self.bbox_head(fused[:, 0]).sigmoid())
@@ -368,13 +381,6 @@ class XVLMForGrounding(XVLMHead):
                 self.config.bbox_weight * output.loss_bbox + self.config.giou_weight * output.loss_giou
             )
         return output if return_dict else output.to_tuple()
-
-
-def _region_means(image_embeds: Tensor, region_image_index: Tensor, region_patch_mask: Tensor) -> Tensor:
-    """Mean of the patches that each region covers: (B, S, W) -> (R, W)."""
-    weights = region_patch_mask.to(image_embeds.dtype)
-    weights = weights / weights.sum(dim=1, keepdim=True).clamp(min=1)
-    return torch.einsum("rn,rnw->rw", weights, image_embeds[region_image_index, 1:])
 
 
 def _box_losses(

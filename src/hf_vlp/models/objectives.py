@@ -59,6 +59,18 @@ def distilled_cross_entropy(
     return F.cross_entropy(logits.float(), mixed, reduction="none")
 
 
+def smoothed_losses(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Cross-entropy (M,) of logits (M, V) with labels (M,) and with these smoothed, as the official X-VLM
+    smooths: 1 - smoothing for the label, smoothing / V for each other word, a little less than 1 in all.
+    """
+    log_probabilities = logits.float().log_softmax(dim=1)
+    plain = F.nll_loss(log_probabilities, labels, reduction="none")
+    if not smoothing:
+        return plain, plain
+    share = smoothing / logits.shape[1]
+    return plain, (1 - smoothing - share) * plain - share * log_probabilities.sum(dim=1)
+
+
 def positives(ids: Tensor, other_ids: Tensor) -> Tensor:
     """For each of `ids` (B,) equal shares of those of `other_ids` (C,) that are the same: (B, C)."""
     same = (ids[:, None] == other_ids[None, :]).float()

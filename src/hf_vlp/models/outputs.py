@@ -97,3 +97,14 @@ class VLPForQuestionAnsweringOutput(ModelOutput):
 
     loss: Tensor | None = None
     answer_losses: Tensor | None = None
+
+
+@dataclass
+class VLPForCaptioningOutput(ModelOutput):
+    """The loss of captions, their `lm_logits` (M, V) at the M labels, and `caption_losses` (R,): the mean
+    negative log-probability of the labelled words of each. Without labels only `lm_logits` (R, L, V).
+    """
+
+    loss: Tensor | None = None
+    lm_logits: Tensor | None = None
+    caption_losses: Tensor | None = None

@@ -1,4 +1,5 @@
-"""Images and texts for ALBEF and X-VLM, answers to questions, and boxes back in pixels.
+"""Images and texts for ALBEF and X-VLM, answers to questions, boxes back in pixels, and proposals ranked by
+heat maps.
 
 R: texts, A: answers, L: text length.
 """
@@ -6,6 +7,8 @@ R: texts, A: answers, L: text length.
 import re
 from collections.abc import Sequence
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import BatchFeature, PreTrainedConfig
 from transformers.processing_utils import ProcessorMixin
@@ -26,17 +29,28 @@ class ImageTextProcessor(ProcessorMixin):
 
     Args:
         image_processor: a `SquashImageProcessor`.
-        tokenizer: a fast BERT-like tokenizer; a copy of it is kept.
+        tokenizer: a fast tokenizer with [CLS], [SEP] and [MASK], or RoBERTa's `<s>`, `</s>` and `<mask>`; a
+            copy of it is kept.
         max_words: words of a text that are read.
         max_tokens: tokens of a text that are read, [CLS] included.
+        clean: lower-case texts and take out punctuation, as the papers do with English ones. Without it texts
+            stay as they are but for spaces, for tokenizers of cased or of other languages.
     """
 
     _auto_class = "AutoProcessor"
     image_processor_type = SquashImageProcessor  # made by `from_config`
 
-    def __init__(self, image_processor=None, tokenizer=None, max_words: int = 30, max_tokens: int = 30):
+    def __init__(
+        self,
+        image_processor=None,
+        tokenizer=None,
+        max_words: int = 30,
+        max_tokens: int = 30,
+        clean: bool = True,
+    ):
         self.max_words = max_words
         self.max_tokens = max_tokens
+        self.clean = clean
         super().__init__(image_processor, with_special_tokens(tokenizer, ends_in_sep=False))
 
     @classmethod
@@ -94,11 +108,14 @@ class ImageTextProcessor(ProcessorMixin):
         return batch
 
     def clean_text(self, text: str) -> str:
-        """Lower case, without punctuation, dashes and slashes as spaces, at most `max_words` words.
+        """Lower case, without punctuation, dashes and slashes as spaces, at most `max_words` words; only the
+        last without `clean`.
 
         Raises:
             ValueError: nothing is left.
         """
+        if not self.clean:
+            return self._first_words(text)
         cleaned = (
             _DELETED.sub("", text.lower()).replace("-", " ").replace("/", " ").replace("<person>", "person")
         )
@@ -113,10 +130,18 @@ class ImageTextProcessor(ProcessorMixin):
         Raises:
             ValueError: nothing is left.
         """
+        if not self.clean:
+            return self._first_words(question)
         cleaned = _DELETED.sub("", question.lower()).replace("-", " ").replace("/", " ").rstrip(" ")
         if not cleaned.strip():
             raise ValueError(f"question={question!r} has no word left after cleaning; give one with words")
         return " ".join(cleaned.split(" ")[: self.max_words])
+
+    def _first_words(self, text: str) -> str:
+        words = text.split()
+        if not words:
+            raise ValueError(f"text={text!r} has no word; give a text with words")
+        return " ".join(words[: self.max_words])
 
     def encode_questions(self, questions: Sequence[str], **kwargs) -> BatchFeature:
         """Questions to `input_ids` and `attention_mask` (R, L); `kwargs` go to the tokenizer."""
@@ -134,7 +159,7 @@ class ImageTextProcessor(ProcessorMixin):
                 f"answers holds {empty[0]!r}" if empty else "answers is empty; give at least one"
             )
         tokens = self.tokenizer(
-            [f"{answer} {self.tokenizer.sep_token}" for answer in answers],
+            [f"{answer}{self.tokenizer.sep_token}" for answer in answers],
             padding=True,
             return_token_type_ids=False,
             return_tensors="pt",
@@ -156,7 +181,51 @@ class ImageTextProcessor(ProcessorMixin):
         """
         return boxes_in_pixels(pred_boxes, image_sizes)
 
+    def rank_proposals(
+        self,
+        heatmaps: Tensor,
+        proposals: Sequence[Tensor | Sequence],
+        image_sizes: Sequence[tuple[int, int]],
+    ) -> list[Tensor]:
+        """Score the proposals of each text by its heat map: what a box holds of it over the root of its area.
+
+        Args:
+            heatmaps: (R, grid, grid).
+            proposals: for each text boxes (n, 4), x, y, w, h in pixels.
+            image_sizes: (height, width) of the image of each text in pixels.
+
+        Returns:
+            Scores (n,) of each text, the best proposal highest.
+
+        Raises:
+            ValueError: the numbers of maps, lists and sizes differ, or a box has no area.
+        """
+        if not len(heatmaps) == len(proposals) == len(image_sizes):
+            raise ValueError(
+                f"heatmaps has {len(heatmaps)} maps, proposals {len(proposals)} lists and image_sizes "
+                f"{len(image_sizes)}; give one of each per text"
+            )
+        return [
+            _proposal_scores(*one) for one in zip(heatmaps.float().cpu(), proposals, image_sizes, strict=True)
+        ]
+
     def _encode(self, texts: list[str], return_tensors: str = "pt", **kwargs) -> BatchFeature:
         settings = {"padding": True, "truncation": True, "max_length": self.max_tokens, **kwargs}
         settings.update(return_token_type_ids=False, return_tensors=return_tensors)
         return self.tokenizer(texts, **settings)
+
+
+def _proposal_scores(heatmap: Tensor, proposals: Tensor | Sequence, image_size: tuple[int, int]) -> Tensor:
+    boxes = torch.as_tensor(proposals, dtype=torch.double).view(-1, 4)
+    if bool((boxes[:, 2:] <= 0).any()):
+        raise ValueError(
+            f"proposals holds a box without area: {boxes.tolist()}; give x, y, w, h with w, h > 0"
+        )
+    height, width = image_size
+    pixels = F.interpolate(heatmap[None, None], size=image_size, mode="bicubic", align_corners=False)[0, 0]
+    sums = F.pad(pixels.double().cumsum(0).cumsum(1), (1, 0, 1, 0))  # of all pixels above and left
+    # whole pixels, as the official code cuts them
+    left, right = (edge.long().clamp(0, width) for edge in (boxes[:, 0], boxes[:, 0] + boxes[:, 2]))
+    top, bottom = (edge.long().clamp(0, height) for edge in (boxes[:, 1], boxes[:, 1] + boxes[:, 3]))
+    inside = sums[bottom, right] - sums[top, right] - sums[bottom, left] + sums[top, left]
+    return (inside / boxes[:, 2:].prod(dim=1).sqrt()).float()

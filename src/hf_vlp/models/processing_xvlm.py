@@ -20,11 +20,14 @@ class XVLMProcessor(ImageTextProcessor):
 
     Args:
         image_processor: an `XVLMImageProcessor`.
-        tokenizer: a fast BERT-like tokenizer; a copy of it is kept.
+        tokenizer: a fast tokenizer with [CLS], [SEP] and [MASK], or RoBERTa's `<s>`, `</s>` and `<mask>`; a
+            copy of it is kept.
         max_words: words of a text that are read.
         max_tokens: tokens of a text that are read, [CLS] included.
         patch_size: side in pixels of the square that one image token stands for (32 for Swin at stride 32, 16
             for ViT-B/16).
+        prompt: what captions begin with, "" for nothing, as in the domain pretraining.
+        clean: see `ImageTextProcessor`.
     """
 
     image_processor_type = XVLMImageProcessor
@@ -36,9 +39,12 @@ class XVLMProcessor(ImageTextProcessor):
         max_words: int = 40,
         max_tokens: int = 40,
         patch_size: int = 32,
+        prompt: str = "a picture of",
+        clean: bool = True,
     ):
         self.patch_size = patch_size
-        super().__init__(image_processor, tokenizer, max_words, max_tokens)
+        self.prompt = prompt
+        super().__init__(image_processor, tokenizer, max_words, max_tokens, clean)
 
     @classmethod
     def from_config(cls, config, tokenizer, **kwargs) -> "XVLMProcessor":
@@ -49,6 +55,39 @@ class XVLMProcessor(ImageTextProcessor):
             hand.
         """
         return super().from_config(config, tokenizer, patch_size=trunk_stride(config.vision_config), **kwargs)
+
+    def encode_prompt(self, prompt: str | None = None) -> dict[str, Tensor]:
+        """What `generate` of a captioning model goes on from: `input_ids` (1, L), `[CLS] prompt`."""
+        prompt = self.prompt if prompt is None else prompt
+        return {"input_ids": self.tokenizer([prompt], return_tensors="pt").input_ids}
+
+    def encode_captions(self, captions: Sequence[str]) -> dict[str, Tensor]:
+        """Captions, uncleaned, to what a captioning model learns from.
+
+        Returns:
+            `input_ids` and `attention_mask` (R, L), `[CLS] prompt words [SEP]`, and `labels` (R, L), the ids
+            of words and [SEP], -100 for [CLS], prompt and padding.
+
+        Raises:
+            ValueError: a caption without a word, or no caption.
+        """
+        empty = [caption for caption in captions if not str(caption).strip()]
+        if empty or not len(captions):
+            raise ValueError(
+                f"captions holds {empty[0]!r}" if empty else "captions is empty; give at least one"
+            )
+        texts = [f"{self.prompt} {caption}".strip() for caption in captions]
+        words = self.tokenizer(texts, truncation=True, max_length=self.max_tokens - 1)["input_ids"]
+        ended = [{"input_ids": [*ids, self.tokenizer.sep_token_id]} for ids in words]
+        batch = self.tokenizer.pad(ended, return_tensors="pt")
+        labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+        labels[:, : self.encode_prompt()["input_ids"].shape[1]] = -100
+        return {**batch, "labels": labels}
+
+    def decode_captions(self, ids: Tensor, prompt: str | None = None) -> list[str]:
+        """Captions (R, L) back to text, up to the first [SEP], without the prompt."""
+        prompt = self.tokenizer.decode(self.encode_prompt(prompt)["input_ids"][0, 1:])
+        return [text.removeprefix(prompt).strip() for text in self.decode_answers(ids)]
 
     def encode_regions(
         self, boxes: Sequence[Tensor | Sequence], image_sizes: Sequence[tuple[int, int]]

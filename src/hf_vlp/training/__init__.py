@@ -4,6 +4,7 @@ from .arguments import VLPTrainingArguments
 from .checkpoints import last_complete_checkpoint
 from .optimizers import BertAdam, OfficialAdamW, SGDAdamW
 from .recipes import RECIPES, recipe
+from .self_critical import SelfCriticalTrainer
 from .trainer import VLPTrainer
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "BertAdam",
     "OfficialAdamW",
     "SGDAdamW",
+    "SelfCriticalTrainer",
     "VLPTrainer",
     "VLPTrainingArguments",
     "last_complete_checkpoint",

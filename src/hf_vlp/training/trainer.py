@@ -274,7 +274,8 @@ class VLPTrainer(Trainer):
 
 
 class LossTerms:
-    """Running sums of the fields `loss_*` of model outputs, on the device until the means are asked for."""
+    """Running sums of the fields `loss_*` and `reward_*` of outputs, on the device until the means are asked
+    for."""
 
     def __init__(self):
         self.sums: dict[str, Tensor] = {}
@@ -282,7 +283,7 @@ class LossTerms:
 
     def add(self, outputs: ModelOutput, weight: int = 1):
         for name, value in outputs.items():
-            if name.startswith("loss_"):
+            if name.startswith(("loss_", "reward_")):
                 self.sums[name] = self.sums.get(name, 0) + value.detach().float().mean() * weight
                 self.weights[name] = self.weights.get(name, 0) + weight
 

@@ -237,13 +237,20 @@ def _entry_maps(
 ) -> Iterator[EntryMap]:
     inputs = to_model(processor(images=images, return_tensors="pt"), model)
     tokens = model.base_model.get_image_features(inputs["pixel_values"], inputs["pixel_mask"])
-    rows, columns = tokens.mask.shape[-2:]
+    cells = tokens.entries.view(tokens.mask.shape).cpu()
+    for of_image, size, cell in on_images(cells, inputs["pixel_mask"]):
+        yield EntryMap(of_image, size, cell)
+
+
+def on_images(cells: Tensor, pixel_mask: Tensor) -> Iterator[tuple[Tensor, tuple[int, int], int]]:
+    """Of cells (B, ..., h, w) of a batch of masks (B, H, W) those of each image, more than half of whose rows
+    and columns lie on it, with its height and width, and the side of a cell in pixels."""
     # The stride is a power of two, and what is left over after the last cell is less than one
-    cell = 1 << (inputs["pixel_mask"].shape[1] // rows).bit_length() - 1
-    for entries, mask in zip(tokens.entries.cpu(), inputs["pixel_mask"].cpu(), strict=True):
+    cell = 1 << (pixel_mask.shape[1] // cells.shape[-2]).bit_length() - 1
+    for of_image, mask in zip(cells, pixel_mask.cpu(), strict=True):
         height, width = int(mask[:, 0].sum()), int(mask[0].sum())
         down, right = ((side + cell // 2 - 1) // cell for side in (height, width))
-        yield EntryMap(entries.view(rows, columns)[:down, :right], (height, width), cell)
+        yield of_image[..., :down, :right], (height, width), cell
 
 
 def _scaled(image: Image.Image, found: EntryMap) -> Image.Image:

@@ -16,15 +16,13 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from ..evaluation.inference import batched, evaluating, to_model
 from ..images import load_image
-from ..models.configuration_albef import ALBEFConfig
 from ..models.gradcam import gradcam
 from ..models.image_text import MatchingHead
-from ..models.modeling_albef_tasks import (
-    ALBEFForQuestionAnswering,
-    ALBEFForVisualEntailment,
-    ALBEFForVisualReasoning,
-)
+from ..models.image_text_answering import AnsweringHead
+from ..models.image_text_sentences import EntailmentHead, ReasoningHead
+from ..models.modeling_soho_tasks import SOHOForRetrieval
 from ..models.modeling_xvlm import XVLMForGrounding
+from .dictionary import on_images
 
 # Cold to hot: dark purple over red to light yellow, ordered by brightness too
 RAMP = np.array([(12, 7, 34), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)])
@@ -36,7 +34,7 @@ LABEL = 24  # pixels of the line above a panel
 @dataclass
 class WordHeatmaps:
     """What one text, or answer to it, looks at in one image: `maps` (n, g, g) of its `words`, [CLS] first,
-    not negative, and the `score` that they explain."""
+    not negative, in SOHO's (n, h, w) of the cells on the image, and the `score` that they explain."""
 
     words: list[str]
     maps: Tensor
@@ -61,8 +59,8 @@ def word_heatmaps(
 
     | head | score |
     |---|---|
-    | pre-training, retrieval, ALBEF's grounding | logit of a match |
-    | X-VLM's grounding, which has no confidence | half the squared length of the box's four logits: what draws the box away from the middle one (0.5, 0.5, 0.5, 0.5), which logits of 0 mean |
+    | pre-training, retrieval, grounding by heat maps | logit of a match |
+    | X-VLM's grounding by boxes, which has no confidence | half the squared length of the box's four logits: what draws the box away from the middle one (0.5, 0.5, 0.5, 0.5), which logits of 0 mean |
     | visual entailment, reasoning | logit of the class in `targets`, without it of the predicted one |
     | question answering | log-probability of the answer in `targets`, without it of the one the model writes |
 
@@ -70,7 +68,8 @@ def word_heatmaps(
         images: one PIL image or path for each text; for reasoning a list of two.
         texts: R texts.
         targets: a class (int) or an answer (str) for each text, where the head has a choice.
-        layer: fusion layer to look at, from 0; the config's `gradcam_layer`, or in X-VLM the middle one.
+        layer: fusion layer to look at, from 0; the config's `gradcam_layer` without it, in SOHO the last of
+            the transformer.
         batch_size: texts at a time.
 
     Returns:
@@ -89,7 +88,7 @@ def word_heatmaps(
         raise ValueError(
             f"{len(images)} images, {len(texts)} texts and {len(targets)} targets: give one of each per text"
         )
-    layers = _fusion_layers(model, layer)
+    layers = _layers(model, layer)
     found = []
     with evaluating(model):
         for rows in batched(zip(images, texts, targets, strict=True), batch_size):
@@ -184,34 +183,37 @@ def stack(pictures: Sequence[Image.Image]) -> Image.Image:
 HEADS = (
     MatchingHead,
     XVLMForGrounding,
-    ALBEFForVisualEntailment,
-    ALBEFForVisualReasoning,
-    ALBEFForQuestionAnswering,
+    EntailmentHead,
+    ReasoningHead,
+    AnsweringHead,
+    SOHOForRetrieval,
 )
 
 
-def _fusion_layers(model: PreTrainedModel, layer: int | None) -> list[torch.nn.Module]:
+def _layers(model: PreTrainedModel, layer: int | None) -> list[torch.nn.Module]:
     """The layer at this height; where texts read two images, one for each."""
-    fusion = model.model.fusion_model
-    if layer is None:
-        is_albef = isinstance(model.config, ALBEFConfig)
-        layer = model.config.gradcam_layer if is_albef else (len(fusion.layer) - 1) // 2
-    if not 0 <= layer < len(fusion.layer):
-        raise ValueError(f"layer is {layer}; use 0 to {len(fusion.layer) - 1}")
-    stacks = [fusion.layer] if fusion.second_layer is None else [fusion.layer, fusion.second_layer]
+    base = model.model
+    if isinstance(model, SOHOForRetrieval):
+        stacks, usual = [base.layer], len(base.layer) - 1
+    else:
+        fusion, usual = base.fusion_model, model.config.gradcam_layer
+        stacks = [fusion.layer] if fusion.second_layer is None else [fusion.layer, fusion.second_layer]
+    layer = usual if layer is None else layer
+    if not 0 <= layer < len(stacks[0]):
+        raise ValueError(f"layer is {layer}; use 0 to {len(stacks[0]) - 1}")
     return [one[layer] for one in stacks]
 
 
 def _inputs(model, processor, images: Sequence, texts: Sequence[str], targets: Sequence) -> dict[str, Any]:
     """What `_scores` reads: pixel_values (R, 3, H, W) or (R, 2, 3, H, W), texts (R, L), targets."""
-    is_pair = isinstance(model, ALBEFForVisualReasoning)
+    is_pair = isinstance(model, ReasoningHead)
     pictures = [load_image(image) for one in images for image in (one if is_pair else [one])]
     batch = dict(processor(images=pictures, return_tensors="pt"))
     if is_pair:
         if len(pictures) != 2 * len(texts):
             raise ValueError(f"{len(pictures)} images for {len(texts)} texts; give a list of two for each")
         batch["pixel_values"] = batch["pixel_values"].unflatten(0, (-1, 2))
-    if isinstance(model, ALBEFForQuestionAnswering):
+    if isinstance(model, AnsweringHead):
         batch |= processor.encode_questions(texts)
         if targets[0] is None:
             targets = processor.decode_answers(model.generate(**to_model(batch, model)))
@@ -225,8 +227,12 @@ def _inputs(model, processor, images: Sequence, texts: Sequence[str], targets: S
 
 def _token_maps(
     model: PreTrainedModel, layer: torch.nn.Module, inputs: dict[str, Tensor]
-) -> tuple[Tensor, Tensor]:
-    """Maps (R, L, g, g) of one layer, and the scores (R,)."""
+) -> tuple[Sequence[Tensor], Tensor]:
+    """Maps of one layer, R times (L, g, g), or of SOHO's cells (L, h, w), and the scores (R,)."""
+    if isinstance(model, SOHOForRetrieval):
+        maps, logits = model.word_heatmaps(**inputs, layer=layer)
+        cells = on_images(maps.float().cpu(), inputs["pixel_mask"])
+        return [of_image for of_image, _, _ in cells], logits[:, 1].float().cpu()
 
     def score() -> Tensor:
         return _scores(model, **{name: value.clone() for name, value in inputs.items()})
@@ -252,7 +258,7 @@ def _scores(
     if base.fusion_model.second_layer is not None:  # left and right images in turn
         key_values = [(keys[side::2], values[side::2]) for keys, values in key_values for side in (0, 1)]
     fused = base.fuse(base.text_model(input_ids, attention_mask), attention_mask, key_values)  # (R, L, D)
-    if isinstance(model, ALBEFForQuestionAnswering):
+    if isinstance(model, AnsweringHead):
         context = model.decoder.read_context(fused, attention_mask)
         logits = model.decoder.lm_head(model.decoder.decode(answer_input_ids[:, :-1], context))
         of_words = logits.float().log_softmax(dim=-1).gather(2, answer_input_ids[:, 1:, None])[..., 0]

@@ -1,9 +1,10 @@
 """Speed of answer ranking: keys and values once per question, answers unpadded, against the official way.
 
 The base model at 384 pixels ranks 3,128 random answers to random questions, random weights and all. Prints
-the table of docs/benchmarks.md:
+the tables of docs/benchmarks.md:
 
-    python benchmarks/albef_answer_ranking.py
+    python benchmarks/answer_ranking.py
+    python benchmarks/answer_ranking.py --paper xvlm
 
 B: questions, each about an image of its own, L: question length, N: answers in the list, A: answer length
 with [CLS] and [SEP], k: answers that are scored whole, D: text width, V: vocabulary.
@@ -18,7 +19,8 @@ import torch.nn.functional as F
 from measuring import Texts, build_parser, in_turn, machine, median, random_texts, ratio
 from torch import Tensor
 
-from hf_vlp import ALBEFConfig, ALBEFForQuestionAnswering
+from hf_vlp import ALBEFConfig, ALBEFForQuestionAnswering, XVLMConfig, XVLMForQuestionAnswering
+from hf_vlp.models.image_text_answering import AnsweringHead
 from hf_vlp.models.outputs import RankedAnswers
 
 TOP_K = 128
@@ -27,14 +29,18 @@ ANSWERS = {1: 2000, 2: 700, 3: 300, 4: 95, 5: 22, 6: 7, 7: 3, 8: 1}
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.5, "float16": 0.1}  # of log-probabilities
 OURS = "this package"
 # a model, and how it ranks answers for question states (B, L, D) with their mask (B, L)
-Way = tuple[ALBEFForQuestionAnswering, Callable[..., RankedAnswers]]
+Way = tuple[AnsweringHead, Callable[..., RankedAnswers]]
 
 
-def build_model(device: str, dtype: torch.dtype) -> ALBEFForQuestionAnswering:
+def build_model(paper: str, device: str, dtype: torch.dtype) -> AnsweringHead:
     """The base model for images of 384 pixels."""
-    vit = ALBEFConfig().vision_config.to_dict() | {"image_size": 384}
-    config = ALBEFConfig(vision_config=vit, momentum_teacher=False)
-    return ALBEFForQuestionAnswering(config).eval().to(device, dtype)
+    if paper == "albef":
+        vit = ALBEFConfig().vision_config.to_dict() | {"image_size": 384}
+        model = ALBEFForQuestionAnswering(ALBEFConfig(vision_config=vit, momentum_teacher=False))
+    else:
+        swin = XVLMConfig().vision_config.to_dict() | {"image_size": 384, "window_size": 12}
+        model = XVLMForQuestionAnswering(XVLMConfig(vision_config=swin))
+    return model.eval().to(device, dtype)
 
 
 def random_answers(device: str) -> Texts:
@@ -45,14 +51,15 @@ def random_answers(device: str) -> Texts:
     return Texts(ids.to(device), mask.to(device))
 
 
-def random_questions(count: int, model: ALBEFForQuestionAnswering) -> tuple[Tensor, Texts]:
-    """Images (B, 3, 384, 384) and questions of 8 to 12 word pieces."""
-    pixels = torch.randn(count, 3, 384, 384).to(model.device, model.dtype)
+def random_questions(count: int, model: AnsweringHead) -> tuple[Tensor, Texts]:
+    """Images (B, 3, size, size) and questions of 8 to 12 word pieces."""
+    size = model.config.vision_config.image_size
+    pixels = torch.randn(count, 3, size, size).to(model.device, model.dtype)
     questions = random_texts(torch.randint(8, 13, (count,)))
     return pixels, Texts(*(each.to(model.device) for each in questions))
 
 
-def read_questions(model: ALBEFForQuestionAnswering, pixels: Tensor, questions: Texts) -> Tensor:
+def read_questions(model: AnsweringHead, pixels: Tensor, questions: Texts) -> Tensor:
     """Question states (B, L, D)."""
     base = model.model
     key_values = base.project_image(base.vision_model(pixels))
@@ -60,7 +67,7 @@ def read_questions(model: ALBEFForQuestionAnswering, pixels: Tensor, questions: 
 
 
 def official_ranking(
-    model: ALBEFForQuestionAnswering, answers: Texts, states: Tensor, mask: Tensor, shorten: bool = False
+    model: AnsweringHead, answers: Texts, states: Tensor, mask: Tensor, shorten: bool = False
 ) -> RankedAnswers:
     """Rank the official way: a copy of the question states for each answer, projected in every layer.
 
@@ -82,23 +89,19 @@ def official_ranking(
     return RankedAnswers(indices=candidates.gather(1, order), probabilities=probabilities)
 
 
-def decode_officially(
-    model: ALBEFForQuestionAnswering, words: Tensor, states: Tensor, mask: Tensor
-) -> Tensor:
+def decode_officially(model: AnsweringHead, words: Tensor, states: Tensor, mask: Tensor) -> Tensor:
     """Logits after every slot, each row with question states of its own: (M, A) -> (M, A, V)."""
     decoder = model.decoder
     return decoder.lm_head(decoder.decode(words, decoder.read_context(states, mask))).float()
 
 
-def our_ranking(
-    model: ALBEFForQuestionAnswering, answers: Texts, states: Tensor, mask: Tensor
-) -> RankedAnswers:
+def our_ranking(model: AnsweringHead, answers: Texts, states: Tensor, mask: Tensor) -> RankedAnswers:
     """`rank_answers` from the question states on."""
     return model.rank_in_context(model.decoder.read_context(states, mask), *answers, top_k=TOP_K)
 
 
 def read_and_rank(
-    model: ALBEFForQuestionAnswering,
+    model: AnsweringHead,
     rank: Callable[..., RankedAnswers],
     answers: Texts,
     pixels: Tensor,
@@ -145,13 +148,14 @@ def print_speeds(ways: dict[str, Way], answers: Texts, count: int, rounds: int):
 @torch.inference_mode()
 def main():
     parser = build_parser(__doc__)
+    parser.add_argument("--paper", choices=["albef", "xvlm"], default="albef")
     parser.add_argument("--dtype", choices=list(TOLERANCE), default="float32")
     parser.add_argument("--questions", type=int, nargs="+", default=[1, 4], help="questions per call")
     options = parser.parse_args()
     torch.manual_seed(0)
 
     # 1. The model, once more with attention as the official code has it, and the list of answers.
-    model = build_model(options.device, getattr(torch, options.dtype))
+    model = build_model(options.paper, options.device, getattr(torch, options.dtype))
     written_out = copy.deepcopy(model)
     written_out.set_attn_implementation("eager")  # products and softmax one by one
     answers = random_answers(options.device)

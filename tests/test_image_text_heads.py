@@ -1,4 +1,4 @@
-"""What the heads of ALBEF do beside their losses: rank and write answers, assign texts, point."""
+"""What the heads of ALBEF and X-VLM do beside their losses: rank and write answers, assign texts, point."""
 
 import pytest
 import torch
@@ -13,15 +13,23 @@ from tiny import (
     text_batch,
     tiny_albef_config,
     tiny_albef_processor,
+    tiny_config,
 )
 from transformers import DynamicCache
 
 import hf_vlp
 from hf_vlp.evaluation.inference import evaluating
 from hf_vlp.models.boxes import heatmap_boxes
-from hf_vlp.models.layers_bert import Context, Packing
+from hf_vlp.models.layers_bert import Context, Packing, split_heads
 
 CANDIDATES = ["red", "blue circle", "a top left cross", "blue", "the", "blue square", "of"]
+CONFIGS = {"ALBEF": tiny_albef_config, "XVLM": tiny_config}
+
+
+@pytest.fixture(params=CONFIGS)
+def make(request):
+    """Builds a head of one paper, then of the other: `make("ForRetrieval")`."""
+    return lambda head: getattr(hf_vlp, request.param + head)(CONFIGS[request.param]())
 
 
 def loud(model):
@@ -34,8 +42,8 @@ def loud(model):
 
 
 @pytest.fixture
-def answering():
-    model = loud(hf_vlp.ALBEFForQuestionAnswering(tiny_albef_config()))
+def answering(make):
+    model = loud(make("ForQuestionAnswering"))
     model.distillation_weight = 0.0  # losses are log-probabilities then
     return model
 
@@ -88,7 +96,7 @@ def first_token_loss(model, batch, question: int, answer: str) -> torch.Tensor:
 
 def test_ranking_in_chunks(answering, monkeypatch):
     expected = answering.rank_answers(**questions(), **answers())
-    monkeypatch.setattr("hf_vlp.models.modeling_albef_tasks.ROWS_PER_CALL", 2)
+    monkeypatch.setattr("hf_vlp.models.image_text_answering.ROWS_PER_CALL", 2)
     ranked = answering.rank_answers(**questions(), **answers())
     assert torch.equal(ranked.indices, expected.indices)
     torch.testing.assert_close(ranked.probabilities, expected.probabilities)
@@ -203,10 +211,10 @@ def test_a_decoder_with_a_cache_is_one_without(answering, packed):
 # Several texts of one image
 
 
-@pytest.mark.parametrize("head", [hf_vlp.ALBEFForVisualEntailment, hf_vlp.ALBEFForQuestionAnswering])
-def test_texts_share_an_image(head):
-    model = loud(head(tiny_albef_config()))
-    batch = entailment_batch() if head is hf_vlp.ALBEFForVisualEntailment else answer_batch()
+@pytest.mark.parametrize("head", ["ForVisualEntailment", "ForQuestionAnswering"])
+def test_texts_share_an_image(head, make):
+    model = loud(make(head))
+    batch = entailment_batch() if head == "ForVisualEntailment" else answer_batch()
     index = torch.tensor([1, 0, 1, 1])
     shared = batch | {"pixel_values": batch["pixel_values"][:2], "image_index": index}
     repeated = batch | {"pixel_values": batch["pixel_values"][index], "image_index": None}
@@ -216,12 +224,13 @@ def test_texts_share_an_image(head):
 
 
 @pytest.mark.parametrize("classes", [{"num_labels": 2}, {"id2label": {0: "false", 1: "true"}}, {}])
-def test_classes_of_entailment(classes, tmp_path):
+def test_classes_of_entailment(classes, make, tmp_path):
     """Those of SNLI-VE, or one's own; also two unnamed ones, which transformers does not write by itself."""
-    hf_vlp.ALBEFForPreTraining(tiny_albef_config()).save_pretrained(tmp_path / "pretrained")
-    model = hf_vlp.ALBEFForVisualEntailment.from_pretrained(tmp_path / "pretrained", **classes)
+    make("ForPreTraining").save_pretrained(tmp_path / "pretrained")
+    head = type(make("ForVisualEntailment"))
+    model = head.from_pretrained(tmp_path / "pretrained", **classes)
     model.save_pretrained(tmp_path)
-    loaded = hf_vlp.ALBEFForVisualEntailment.from_pretrained(tmp_path)
+    loaded = head.from_pretrained(tmp_path)
     assert loaded.config.id2label == model.config.id2label and len(loaded.config.id2label) == (
         2 if classes else 3
     )
@@ -232,8 +241,8 @@ def test_classes_of_entailment(classes, tmp_path):
 # Two images
 
 
-def test_the_order_of_images_matters():
-    model = loud(hf_vlp.ALBEFForVisualReasoning(tiny_albef_config()))
+def test_the_order_of_images_matters(make):
+    model = loud(make("ForVisualReasoning"))
     batch = reasoning_batch()
     swapped = batch | {"pixel_values": batch["pixel_values"].flip(1)}
     assert not torch.allclose(model(**batch).logits, model(**swapped).logits, atol=1e-3)
@@ -241,11 +250,11 @@ def test_the_order_of_images_matters():
         model(**batch | {"pixel_values": batch["pixel_values"][:, 0]})
 
 
-def test_text_assignment_is_reasoning_on_chosen_pairs():
-    model = loud(hf_vlp.ALBEFForTextAssignment(tiny_albef_config()))
+def test_text_assignment_is_reasoning_on_chosen_pairs(make):
+    model = loud(make("ForTextAssignment"))
     batch = assignment_batch()
     images, own = batch["pixel_values"], range(4)
-    reasoning = hf_vlp.ALBEFForVisualReasoning(tiny_albef_config()).eval()
+    reasoning = make("ForVisualReasoning").eval()
     reasoning.model.load_state_dict(model.model.state_dict(), strict=False)
     reasoning.cls_head = model.ta_head
     pairs = []
@@ -255,8 +264,8 @@ def test_text_assignment_is_reasoning_on_chosen_pairs():
     torch.testing.assert_close(model(**batch).logits, expected.logits)
 
 
-def test_text_assignment_draws_two_other_images():
-    model = hf_vlp.ALBEFForTextAssignment(tiny_albef_config())
+def test_text_assignment_draws_two_other_images(make):
+    model = make("ForTextAssignment")
     features = torch.nn.functional.normalize(torch.randn(5, 8), dim=1)
     for _ in range(50):
         drawn = model._draw_two_negatives(features)
@@ -272,9 +281,9 @@ def test_text_assignment_draws_two_other_images():
 # Pointing
 
 
-@pytest.fixture
-def grounding():
-    return loud(hf_vlp.ALBEFForGrounding(tiny_albef_config()))
+@pytest.fixture(params=[hf_vlp.ALBEFForGrounding, hf_vlp.XVLMForWeakGrounding])
+def grounding(request):
+    return loud(request.param(CONFIGS["ALBEF" if request.param is hf_vlp.ALBEFForGrounding else "XVLM"]()))
 
 
 def test_phrases_share_an_image_and_its_heat_is_their_own(grounding):
@@ -301,7 +310,8 @@ def test_pointing_leaves_no_trace(grounding):
     assert not any(hasattr(module, "recorded_maps") for module in grounding.modules())
 
 
-def test_heat_of_the_contrastive_score(grounding):
+def test_heat_of_the_contrastive_score():
+    grounding = loud(hf_vlp.ALBEFForGrounding(tiny_albef_config()))
     batch = {**image_batch(2), **text_batch(2)}
     heat = grounding.contrastive_heatmaps(**batch)
     assert heat.shape == (2, 2, 2) and (heat >= 0).all() and heat.max() > 0
@@ -309,14 +319,54 @@ def test_heat_of_the_contrastive_score(grounding):
     assert not torch.allclose(first, heat)
 
 
-def test_grounding_trains_as_retrieval():
-    torch.manual_seed(0)
-    grounding = hf_vlp.ALBEFForGrounding(tiny_albef_config()).eval()
-    retrieval = hf_vlp.ALBEFForRetrieval(tiny_albef_config()).eval()
+def test_grounding_trains_as_retrieval(grounding):
+    is_albef = isinstance(grounding, hf_vlp.ALBEFForGrounding)
+    retrieval = hf_vlp.ALBEFForRetrieval if is_albef else hf_vlp.XVLMForRetrieval
+    retrieval = retrieval(grounding.config).eval()
     retrieval.load_state_dict(grounding.state_dict())
     torch.testing.assert_close(
         dict(grounding(**retrieval_batch()).items()), dict(retrieval(**retrieval_batch()).items())
     )
+
+
+def test_the_layer_that_points():
+    """By default the third of six fusion layers in ALBEF, the fourth, its block 9, in X-VLM."""
+    texts = {"num_fusion_layers": 6}
+    assert hf_vlp.ALBEFConfig(text_config=texts).gradcam_layer == 2
+    assert hf_vlp.XVLMConfig(text_config=texts).gradcam_layer == 3
+    for config in CONFIGS.values():
+        assert config(gradcam_layer=0).gradcam_layer == 0
+        with pytest.raises(ValueError, match="gradcam_layer=2 is none of 0 to 1"):
+            config(gradcam_layer=2)
+
+
+def test_the_chosen_layer_points(grounding):
+    batch, heat = {**image_batch(2), **text_batch(2)}, []
+    for layer in (0, 1):
+        grounding.config.gradcam_layer = layer
+        heat.append(grounding(**batch).heatmap)
+    assert not torch.allclose(*heat)
+
+
+def test_heat_is_attention_times_its_positive_gradient(grounding, monkeypatch):
+    """By hand: a graph from the attention of the layer to the logits."""
+    batch, maps = {**image_batch(2), **text_batch(2)}, []
+    module = grounding.model.fusion_model.layer[grounding.config.gradcam_layer].crossattention.self
+
+    def attend(queries, key_values, mask):
+        keys, values = key_values
+        scores = split_heads(queries, module.num_heads) @ keys.mT * module.scaling
+        maps.append(scores.softmax(dim=-1).detach().requires_grad_())
+        return (maps[0] @ values).transpose(1, 2).flatten(2)
+
+    text_embeds = grounding.get_text_features(batch["input_ids"], batch["attention_mask"]).last_hidden_state
+    images = grounding.get_image_features(batch["pixel_values"]).last_hidden_state
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "attend", attend)
+        fused = grounding.model.fuse(text_embeds, batch["attention_mask"], grounding.project_image(images))
+    grounding.itm_head(fused[:, 0])[:, 1].sum().backward()
+    expected = (maps[0] * maps[0].grad.clamp(min=0))[..., 1:].mean(dim=1) * batch["attention_mask"][..., None]
+    torch.testing.assert_close(grounding(**batch).heatmap, expected.mean(dim=1).unflatten(-1, (2, 2)))
 
 
 def test_boxes_around_heat():

@@ -8,8 +8,9 @@
 
 The first line trains a tiny new model on drawn scenes for a minute or two, until it says of unseen scenes
 which objects are where. The second goes on with self-critical training: captions that the model draws are
-learnt by how much their CIDEr-D exceeds that of the caption it would write, so that those it draws get
-better; on drawn scenes the one it writes was right before. The others train on your data
+learnt by how much their CIDEr-D exceeds that of the caption it would write. Those it draws get better (from
+3.2 to 5.0 in a hundred steps); the one it writes has nothing to gain on drawn scenes, and loses a little
+(all objects right in 0.99 of the scenes before, 0.94 after). The others train on your data
 with the paper's schedules; rows have the columns image and caption (a string or a list), Karpathy's
 dataset_*.json are read as they are, their splits train and restval to train on, test to score on. For the
 domain pretraining before COCO, pass --prompt "" --label-smoothing 0. Every option not listed here goes to

@@ -27,7 +27,7 @@ from hf_vlp.training import RECIPES, VLPTrainer, VLPTrainingArguments
 from hf_vlp.visualization import collect_entries, draw_entry_map, draw_entry_patches, draw_usage
 
 PRETRAINING_ON_SHAPES = {
-    "max_steps": 800,
+    "max_steps": 1000,
     "per_device_train_batch_size": 64,
     "learning_rate": 2e-3,
     "warmup_steps": 100,

@@ -5,6 +5,7 @@ import pytest
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads starve the processes that tests start
 import torch  # noqa: E402
+from hub_server import Hub  # noqa: E402
 
 
 def pytest_addoption(parser):
@@ -33,6 +34,13 @@ def use_the_cores_there_are():
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def hub():
+    """A Hub on this machine, empty at first; tests use repositories of their own."""
+    with Hub() as server:
+        yield server
 
 
 @pytest.fixture

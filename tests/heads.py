@@ -32,7 +32,6 @@ from hf_vlp import (
     SOHOForRetrieval,
     SOHOForVisualEntailment,
     SOHOForVisualReasoning,
-    XVLMForCaptioning,
     XVLMForGrounding,
     XVLMForPreTraining,
     XVLMForQuestionAnswering,
@@ -72,7 +71,6 @@ XVLM = (
     XVLMForQuestionAnswering,
     XVLMForVisualEntailment,
     XVLMForVisualReasoning,
-    XVLMForCaptioning,
 )
 
 LXMERT_ANSWERS = ["yes", "no", "red", "blue", "1", "2"]

@@ -1,5 +1,6 @@
 """Converting official X-VLM files, and refusing what is none."""
 
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,14 @@ def test_file_to_folder(official, name, tmp_path):
     patches = processor.encode_regions([[[0, 0, 9, 5]]], [(5, 9)])["region_patch_mask"]
     assert patches.shape[1] == model.base_model.vision_model(batch.pixel_values).shape[1] - 1
     assert (tmp_path / "out" / "modeling_xvlm.py").exists()
+    source, card = model.config.converted_from, (tmp_path / "out" / "README.md").read_text()
+    digest = hashlib.sha256((tmp_path / "official.th").read_bytes()).hexdigest()
+    assert (source["file"], source["sha256"], source["keys_used"]) == (
+        "official.th",
+        digest,
+        len(report.used),
+    )
+    assert digest in card and f"{len(report.used)} used, {len(report.dropped)} dropped, 0 missing" in card
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 

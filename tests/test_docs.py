@@ -278,7 +278,12 @@ def short_training(monkeypatch):
     monkeypatch.setattr(VLPTrainingArguments, "__post_init__", shorten)
 
 
-@pytest.mark.parametrize("name", [name for name, page in PAGES.items() if blocks(page, "python")])
+ON_THE_HUB = "docs/hub.md"  # its blocks run in test_hub_training.py, with a Hub
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, page in PAGES.items() if blocks(page, "python") and name != ON_THE_HUB]
+)
 def test_python_blocks_run(name, user_folder, tmp_path, monkeypatch, short_training):
     folder = tmp_path / "user"
     shutil.copytree(user_folder, folder)

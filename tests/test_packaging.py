@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "hf_vlp"
 FILES = sorted(PACKAGE.rglob("*.py"))
 THIRD_PARTY_OF_MODELS = {"torch", "torchvision", "transformers", "tokenizers", "huggingface_hub"}
-THIRD_PARTY_OF_MODELS |= {"numpy", "PIL"}
+THIRD_PARTY_OF_MODELS |= {"numpy", "PIL", "safetensors"}
 BRICKS_OF_DATA = [f"hf_vlp.models.{name}" for name in ("answers", "crops", "regions")]
 
 

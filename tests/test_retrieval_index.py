@@ -1,12 +1,10 @@
 """The index: what it finds, what it re-ranks, what stays on disk when something stops it."""
 
-import json
-import shutil
-
 import pytest
 import torch
 from data_fixtures import picture
 from heads import make_head
+from hub_server import run_client
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from task_rows import loud
@@ -379,38 +377,42 @@ def test_states_that_halves_cannot_hold():
 
 # The Hub
 
+PUSH = """
+import json, sys
+from test_retrieval_index import IMAGES, TEXTS, parts, hf_vlp
+model, processor = parts()
+hf_vlp.pipeline("image-text-retrieval", model, processor).push_to_hub("org/matcher", private=True)
+model = hf_vlp.load_head("retrieval", "org/matcher", revision="main")
+index = hf_vlp.RetrievalIndex(model, processor, sys.argv[1])
+index.add(IMAGES, ids=range(7))
+print("pushed to", index.push_to_hub("org/gallery", private=True))
+print(json.dumps({"found": index.search(text=TEXTS)}))
+"""
+LOAD = """
+import json, sys
+from transformers import pipeline
+from test_retrieval_index import IMAGES, TEXTS, picture, pytest, hf_vlp
+index = hf_vlp.RetrievalIndex.load("org/gallery", revision="main")  # and the model by its name
+with pytest.raises(ValueError, match="is a download"):
+    index.add([picture(9)])
+index.save(sys.argv[1])
+own = hf_vlp.RetrievalIndex.load(sys.argv[1])
+own.add([picture(9)])
+assert len(own) == 8 and len(index) == 7
+pipe = pipeline("vlp-image-text-retrieval", model="org/matcher", device="cpu")
+ours = hf_vlp.pipeline("image-text-retrieval", model="org/matcher", hub={"revision": "main"}, device="cpu")
+assert pipe(IMAGES[0], TEXTS) == ours(IMAGES[0], TEXTS)
+print(json.dumps({"found": index.search(text=TEXTS)}))
+"""
 
-def test_a_pushed_index_is_searched_but_not_added_to(tmp_path, monkeypatch):
-    """The Hub is a folder here: what is uploaded to it comes back."""
-    hub = tmp_path / "hub"
 
-    class Api:
-        def __init__(self, token):
-            assert token == "secret"
-
-        def create_repo(self, repo_id, repo_type, private, exist_ok):
-            assert (repo_id, repo_type, private, exist_ok) == ("org/gallery", "dataset", True, True)
-
-        def upload_folder(self, repo_id, repo_type, folder_path, allow_patterns, commit_message):
-            hub.mkdir()
-            for pattern in allow_patterns:
-                for path in folder_path.glob(pattern):
-                    shutil.copy(path, hub)
-            return f"https://hub/{repo_type}s/{repo_id}"
-
-    monkeypatch.setattr(index_module, "HfApi", Api)
-    monkeypatch.setattr(index_module, "snapshot_download", lambda name, repo_type, revision: str(hub))
-    index = filled(tmp_path / "index")
-    assert (
-        index.push_to_hub("org/gallery", private=True, token="secret") == "https://hub/datasets/org/gallery"
+def test_index_and_pipeline_go_to_the_hub_and_come_back(hub, tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    pushed = run_client(hub, PUSH, tmp_path / "one", tmp_path / "index")
+    loaded = run_client(hub, LOAD, tmp_path / "two", tmp_path / "own")
+    assert pushed == loaded and len(loaded["found"]) == 3
+    assert set(hub.repos["org/gallery"].files("main")) == {"index.json", "piece-00000.safetensors"}
+    assert {"README.md", "model.safetensors", "processor_config.json"} <= set(
+        hub.repos["org/matcher"].files("main")
     )
-    assert json.loads((hub / "index.json").read_text())["states"] == "key_values"
-    monkeypatch.chdir(tmp_path)
-    again = RetrievalIndex.load("org/gallery", index.model, index.processor, revision="main")
-    assert again.search(text=TEXTS) == index.search(text=TEXTS)
-    with pytest.raises(ValueError, match="is a download"):
-        again.add([picture(9)])
-    again.save(tmp_path / "own")
-    own = RetrievalIndex.load(tmp_path / "own", index.model, index.processor)
-    own.add([picture(9)])
-    assert len(own) == 8

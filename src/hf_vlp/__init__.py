@@ -1,5 +1,6 @@
 """Four vision-language pre-training papers as Hugging Face models; importing registers the Auto classes."""
 
+from .cards import write_card
 from .models.auto import (
     AutoModelForCaptioning,
     AutoModelForGrounding,
@@ -9,6 +10,7 @@ from .models.auto import (
     AutoModelForVisualReasoning,
     register,
 )
+from .models.base import VLPPreTrainedModel
 from .models.configuration_albef import ALBEFConfig
 from .models.configuration_butd import BUTDConfig
 from .models.configuration_lxmert import LXMERTConfig
@@ -63,6 +65,7 @@ from .pipelines import register as register_pipelines
 
 register()
 register_pipelines()
+VLPPreTrainedModel.write_card = write_card  # handed in, since `models/` goes to the Hub without the rest
 
 
 def __getattr__(name: str):

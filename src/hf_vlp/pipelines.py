@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub import CommitInfo
 from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
@@ -269,6 +270,12 @@ class VLPPipeline(Pipeline):
         """Save the model with its code, and the processor."""
         self.model.save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory, **kwargs)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> CommitInfo:
+        """Upload the model with its code and card, and the processor; `options` are those of the model's
+        `push_to_hub`."""
+        self.model.push_to_hub(repo_id, **options)
+        return self.processor.push_to_hub(repo_id, **options)
 
     def preprocess(self, inputs: Any, **options: Any) -> Any:
         """Not used: rows go through the model as in `predict`, images and texts of a batch together."""

@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..cards import write_card
 from ..folders import new_folder
 from ..models.configuration_butd import BUTDConfig
 from ..models.modeling_butd import BUTDDetector
@@ -115,7 +116,9 @@ def convert_checkpoint(checkpoint: str | Path, output_dir: str | Path) -> KeyRep
             Path(checkpoint).suffix, read_state_dict
         )
         converted = convert_state_dict(read(checkpoint))
+        converted.model.config.converted_from = converted.report.provenance(checkpoint)
         converted.model.save_pretrained(folder)
+        write_card(converted.model, folder)
         converted.model.image_processor.save_pretrained(folder)
     return converted.report
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.processing_utils import ProcessorMixin
 
+from ..cards import write_card
 from ..folders import new_folder
 from ..models.base import VLPPreTrainedModel
 from .keys import KeyReport, read_state_dict
@@ -48,7 +49,7 @@ def write_folder(
     image_size: int | None = None,
     **save_options,
 ) -> KeyReport:
-    """Write a folder with model, processor and code, or nothing.
+    """Write a folder with model, processor, code and card, or nothing.
 
     Args:
         checkpoint: the official file.
@@ -74,7 +75,9 @@ def write_folder(
         if hasattr(text_config, "bos_token_id"):  # what a decoder writes
             text_config.bos_token_id = tokenizer.cls_token_id
             text_config.eos_token_id = tokenizer.sep_token_id
+        config.converted_from = converted.report.provenance(checkpoint)
         converted.model.save_pretrained(folder, **save_options)
+        write_card(converted.model, folder)
         processor_class.from_config(config, tokenizer).save_pretrained(folder)
     return converted.report
 

@@ -1,5 +1,6 @@
 """Renaming the keys of a checkpoint by a table, with account of every one of them."""
 
+import hashlib
 import pickle
 import re
 import zipfile
@@ -29,6 +30,19 @@ class KeyReport:
             lines.append(f"  dropped {len(names)}: {reason} ({names[0]}{', ...' if len(names) > 1 else ''})")
         lines += [f"  missing: {name}" for name in self.missing]
         return "\n".join(lines)
+
+    def provenance(self, checkpoint: str | Path) -> dict[str, str | int]:
+        """What a converted config keeps as `converted_from`: name and SHA-256 of the file, counts of keys."""
+        digest = hashlib.sha256()
+        with open(checkpoint, "rb") as file:
+            while block := file.read(2**20):
+                digest.update(block)
+        counts = {"used": self.used, "dropped": self.dropped, "missing": self.missing}
+        return {
+            "file": Path(checkpoint).name,
+            "sha256": digest.hexdigest(),
+            **{f"keys_{fate}": len(keys) for fate, keys in counts.items()},
+        }
 
 
 def rename_keys(

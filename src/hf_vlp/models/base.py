@@ -6,11 +6,13 @@ import sys
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from .backbones import resize_trunk
+from .hub import SharedOnHub, refuse_pickle
 
 
 class CarriesCode:
@@ -26,7 +28,7 @@ class Projection(nn.Linear):
     """A linear layer that keeps torch's own initialisation, as the official heads do."""
 
 
-class VLPPreTrainedModel(CarriesCode, PreTrainedModel):
+class VLPPreTrainedModel(SharedOnHub, CarriesCode, PreTrainedModel):
     """Base class of all models.
 
     `new_parameters` names the parameters that the checkpoint a model was started from did not hold; the
@@ -46,8 +48,10 @@ class VLPPreTrainedModel(CarriesCode, PreTrainedModel):
     _no_split_modules = ["BertEmbeddings", "BertLayer"]
     # what a parameter that a checkpoint lacks is copied from: pattern of its name, and the name of its twin
     _twins: dict[str, str] = {}
+    replaced_on_push = ("model*.safetensors", "model.safetensors.index.json")
 
     def __init__(self, config, *args, **kwargs):
+        _check_model_type(type(self), config.model_type)
         super().__init__(config, *args, **kwargs)
         self.new_parameters: frozenset[str] = frozenset()
         self.saves_code = True  # the Trainer keeps its checkpoints plain
@@ -61,12 +65,59 @@ class VLPPreTrainedModel(CarriesCode, PreTrainedModel):
     def from_pretrained(
         cls, *args, output_loading_info: bool = False, image_size: int | None = None, **kwargs
     ):
-        """Load as in transformers, then `set_image_size(image_size)` where it is given."""
-        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        """Load as in transformers, then `set_image_size(image_size)` where it is given.
+
+        Weights are read from safetensors alone.
+
+        Raises:
+            ValueError: weights in a pickle, the config of another model, or a size that does not fit.
+        """
+        for switch in ("use_safetensors", "weights_only"):
+            if kwargs.setdefault(switch, True) is not True:
+                raise ValueError(
+                    f"{switch} is {kwargs[switch]}, but weights in pickles are not loaded; leave it out"
+                )
+        try:
+            model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        except Exception as error:
+            cls._explain(error, *args, **kwargs)
+            raise
         model.new_parameters = frozenset(info["missing_keys"])
         if image_size is not None:
             model.set_image_size(image_size)
         return (model, info) if output_loading_info else model
+
+    @classmethod
+    def _explain(cls, error: Exception, name=None, *args, config=None, revision=None, token=None, **kwargs):
+        """Raise a clearer error than transformers does where one is known."""
+        if name is None:
+            return
+        where = {"revision": revision, "token": token}
+        try:
+            saved, _ = PreTrainedConfig.get_config_dict(name, **where) if config is None else ({}, None)
+            own = cls.config_class.model_type
+            model_type = saved.get("model_type", own)
+            if model_type != own.removeprefix("vlp_"):  # transformers' own LXMERT is read
+                _check_model_type(cls, model_type)
+            if isinstance(error, OSError):
+                refuse_pickle(name, **where)
+            if isinstance(error, SafetensorError):
+                raise ValueError(
+                    f"{name} holds weights that are cut short or are no safetensors ({error}); fetch them "
+                    "again with force_download=True, or ask their author"
+                )
+        except OSError:
+            return  # it cannot be reached, as `error` says
+        except ValueError as clearer:
+            raise clearer from error
+
+    @staticmethod
+    def _load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs):
+        """As in transformers, behind the last gate: an index or a config may name files of any kind."""
+        for file in checkpoint_files or ():
+            if not str(file).endswith(".safetensors"):
+                raise ValueError(f"{file} is no safetensors, and other weights are not loaded; convert them")
+        return PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs)
 
     def tie_weights(self, missing_keys: set[str] | None = None, **kwargs):
         """As in transformers, which calls it after loading; what is missing is taken from its twin first."""
@@ -138,3 +189,12 @@ class VLPPreTrainedModel(CarriesCode, PreTrainedModel):
             "AutoModel": head,
             self.auto_class: head,
         }
+
+
+def _check_model_type(model_class: type[PreTrainedModel], model_type: str):
+    own = getattr(model_class.config_class, "model_type", model_type)
+    if model_type != own:
+        raise ValueError(
+            f"the config has model_type={model_type!r}, but {model_class.__name__} is {own!r}; load it with "
+            "the classes of its own model"
+        )

@@ -15,6 +15,7 @@ from transformers.processing_utils import ProcessorMixin
 
 from .backbones import trunk_image_size
 from .boxes import boxes_in_pixels
+from .hub import SharedOnHub
 from .image_processing_squash import SquashImageProcessor
 from .tokens import with_special_tokens
 
@@ -22,7 +23,7 @@ _DELETED = re.compile(r"[,.'!?\"()*#:;~]")
 _SPACES = re.compile(r"\s{2,}")
 
 
-class ImageTextProcessor(ProcessorMixin):
+class ImageTextProcessor(SharedOnHub, ProcessorMixin):
     """Image processor and tokenizer.
 
     Texts are cleaned and read as `[CLS] words`, without [SEP], as the released weights were trained.

@@ -12,9 +12,10 @@ from transformers import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 
 from .boxes import boxes_in_pixels, relative_corners
+from .hub import SharedOnHub
 
 
-class SentenceProcessor(ProcessorMixin):
+class SentenceProcessor(SharedOnHub, ProcessorMixin):
     """What LXMERT's and SOHO's processors share: texts are read as `[CLS] words [SEP]`.
 
     A class that derives from it sets `max_tokens`, and gives it a tokenizer that puts these around a text.

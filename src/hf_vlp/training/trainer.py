@@ -3,18 +3,22 @@
 import contextlib
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from functools import partial
+from pathlib import Path
 
 import torch
-from accelerate.utils import find_batch_size, gather_object
+from accelerate.utils import broadcast_object_list, find_batch_size, gather_object
+from huggingface_hub import HfApi
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import Trainer
-from transformers.trainer_utils import EvalLoopOutput, TrainOutput, has_length, seed_worker
-from transformers.utils import ModelOutput, logging
+from transformers.trainer_utils import EvalLoopOutput, HubStrategy, TrainOutput, has_length, seed_worker
+from transformers.utils import ModelOutput, PushInProgress, logging
 
+from ..cards import CARD_MARK, persons_card, write_card
 from ..data.collators import Collator
 from ..data.mixing import MixedBatchSampler, MixedCollator, MixedDataset
 from ..data.orientation import OrientationBatchSampler
@@ -22,6 +26,7 @@ from .arguments import VLPTrainingArguments
 from .callbacks import AlphaRamp, AnswerLossWeights, TrunkFreeze, trunk_of
 from .checkpoints import last_complete_checkpoint
 from .optimizers import BertAdam, OfficialAdamW, SGDAdamW, bert_schedule, step_schedule
+from .summary import last_evaluation, recipe_of
 
 logger = logging.get_logger(__name__)
 
@@ -44,7 +49,8 @@ class VLPTrainer(Trainer):
     - trains on a `MixedDataset`, whose batches are of one kind on all processes. Rows that a collator of this
       package reads go the same way, so that a resumed run repeats the random choices of the undisturbed one;
     - evaluates every row, also with `dataloader_drop_last`, and with collators of this package unaugmented;
-    - resumes from the last checkpoint that was written to its end (`train(resume_from_checkpoint=True)`).
+    - resumes from the last checkpoint that was written to its end (`train(resume_from_checkpoint=True)`);
+    - pushes models with their code and a card of their recipe and scores, also in the middle of training.
 
     Raises:
         ValueError: `args` are no `VLPTrainingArguments`, or are about the teacher, the answer loss or the
@@ -264,6 +270,8 @@ class VLPTrainer(Trainer):
                 )
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
+    # Saving and sharing
+
     def _save_checkpoint(self, model, trial):
         """Checkpoints stay plain; what is saved or pushed by name carries its code."""
         self.model.saves_code = False
@@ -271,6 +279,76 @@ class VLPTrainer(Trainer):
             super()._save_checkpoint(model, trial)
         finally:
             self.model.saves_code = True
+
+    def _push_from_checkpoint(self, checkpoint_folder: str):
+        """Push what `save_model` writes, code and card included, where transformers pushes the checkpoint's
+        plain files; with `hub_strategy` "checkpoint" or "all_checkpoints" also the checkpoint."""
+        strategy, pending = self.args.hub_strategy, getattr(self, "push_in_progress", None)
+        is_busy = pending is not None and not pending.is_done() and not self.args.hub_always_push
+        if strategy == HubStrategy.END or broadcast_object_list([is_busy])[0]:
+            return
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        self._finish_current_push()  # it reads the files that are written now
+        self.model.saves_code = True
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return
+        self.create_model_card()
+        step = f"Training in progress, step {self.state.global_step}"
+        jobs = [self._upload(self.args.output_dir, step, ignore_patterns=["_*", "checkpoint-*"])]
+        if strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+            is_last = strategy == HubStrategy.CHECKPOINT
+            path = "last-checkpoint" if is_last else Path(checkpoint_folder).name
+            jobs.append(self._upload(checkpoint_folder, f"{step}, checkpoint", path_in_repo=path))
+        self.push_in_progress = PushInProgress(jobs)
+
+    def _upload(self, folder: str, message: str, **options) -> Future:
+        """One commit, made while training goes on; a failure is told, and the next push holds more anyway."""
+        job = HfApi(token=self.args.hub_token).upload_folder(
+            repo_id=self.hub_model_id,
+            folder_path=folder,
+            commit_message=message,
+            revision=self.args.hub_revision,
+            run_as_future=True,
+            **options,
+        )
+        job.add_done_callback(partial(_tell_failure, message))
+        return job
+
+    def create_model_card(
+        self,
+        model_name: str | None = None,
+        license: str | None = None,
+        tags: str | list[str] | None = None,
+        dataset: str | None = None,
+        metrics: Mapping[str, float] | None = None,
+    ) -> None:
+        """Write the card of the model with the recipe of this training into `output_dir`, unless a person
+        wrote one there or on the Hub, which is kept.
+
+        Args:
+            model_name: the repository's name; by default that of `hub_model_id`.
+            license: of the weights, in the names of the Hub.
+            tags: more tags.
+            dataset: what `metrics` were measured on.
+            metrics: values by name, beside those of the last evaluation of this trainer.
+        """
+        if not self.is_world_process_zero():
+            return
+        repo_id = getattr(self, "hub_model_id", None)
+        theirs = repo_id and persons_card(repo_id, self.args.hub_revision, self.args.hub_token)
+        path = write_card(
+            self.accelerator.unwrap_model(self.model),
+            self.args.output_dir,
+            repo_id or model_name or Path(self.args.output_dir).name,
+            training=recipe_of(self),
+            metrics=last_evaluation(self) | dict(metrics or {}),
+            dataset=dataset,
+            tags=[tags] if isinstance(tags, str) else tags,
+            licence=license,
+        )
+        if theirs and CARD_MARK in path.read_text(encoding="utf-8"):
+            path.write_text(theirs, encoding="utf-8")
 
 
 class LossTerms:
@@ -300,6 +378,11 @@ class LossTerms:
             sums, weights = zip(*(part[name] for part in sums_of_processes if name in part), strict=True)
             means[name] = sum(sums) / sum(weights)
         return means
+
+
+def _tell_failure(message: str, job: Future):
+    if not job.cancelled() and job.exception() is not None:
+        logger.warning(f"{message}: not pushed, the Hub has what it had before ({job.exception()})")
 
 
 def _without_augmentation(collator: Callable) -> Callable:

@@ -91,7 +91,7 @@ def print_searches(features: Tensor, queries: Tensor, rounds: int):
         single = seconds(partial(way, queries[:1], BEST), 10 * rounds)
         each = seconds(partial(way, queries, BEST), rounds) / QUERIES
         print(
-            f"| {name} | {build[name]:.1f} s | {1e3 * single:.1f} ms | {1e3 * each:.2f} ms | "
+            f"| {name} | {build[name]:.1f} s | {1e3 * single:.2f} ms | {1e3 * each:.2f} ms | "
             f"{share / BEST / QUERIES:.0%} |"
         )
 

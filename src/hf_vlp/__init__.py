@@ -60,8 +60,11 @@ from .models.processing_albef import ALBEFProcessor
 from .models.processing_lxmert import LXMERTProcessor
 from .models.processing_soho import SOHOProcessor
 from .models.processing_xvlm import XVLMProcessor
+from .pipelines import pipeline
+from .pipelines import register as register_pipelines
 
 register()
+register_pipelines()
 VLPPreTrainedModel.write_card = write_card  # handed in, since `models/` goes to the Hub without the rest
 
 
@@ -75,6 +78,10 @@ def __getattr__(name: str):
         from .prediction import predict
 
         return predict
+    if name == "RetrievalIndex":
+        from .retrieval_index import RetrievalIndex
+
+        return RetrievalIndex
     if name == "load_head":
         from .heads import load_head
 
@@ -113,6 +120,7 @@ __all__ = [
     "LXMERTForVisualReasoning",
     "LXMERTModel",
     "LXMERTProcessor",
+    "RetrievalIndex",
     "SOHOConfig",
     "SOHOForGrounding",
     "SOHOForPreTraining",
@@ -140,5 +148,6 @@ __all__ = [
     "XVLMModel",
     "XVLMProcessor",
     "load_head",
+    "pipeline",
     "predict",
 ]

@@ -24,6 +24,10 @@ convert = typer.Typer(
     help="Turn an official checkpoint into a folder that `from_pretrained` reads.", no_args_is_help=True
 )
 app.add_typer(convert, name="convert")
+index = typer.Typer(
+    help="A gallery of images, encoded once and searched by text or by image.", no_args_is_help=True
+)
+app.add_typer(index, name="index")
 
 
 class Data(str, Enum):
@@ -270,6 +274,56 @@ def extract(
     from .commands.extract import run
 
     typer.echo(run(images, extractor, out, batch_size=batch_size, on_bad_image=on_bad_image))
+
+
+@index.command()
+def build(
+    model: Model,
+    images: Annotated[list[str], typer.Argument(help="Images, or folders of them.")],
+    out: Annotated[Path, typer.Option(help="The folder of the index.", show_default=False)],
+    states: Annotated[
+        Literal["key_values", "embeds", "none"],
+        typer.Option(help="What is kept for re-ranking; embeds are smaller and slower, none goes without."),
+    ] = "key_values",
+    dtype: Annotated[
+        Literal["float32", "float16", "bfloat16"], typer.Option(help="Of what is kept for re-ranking.")
+    ] = "float32",
+    batch_size: Annotated[int, typer.Option(help="Images at a time.")] = 32,
+) -> None:
+    """Encode images with a retrieval head of ALBEF or X-VLM; go on where an earlier run was cut short."""
+    from .commands.index import build as run
+
+    kept = None if states == "none" else states
+    typer.echo(run(model, images, out, states=kept, dtype=dtype, batch_size=batch_size))
+
+
+@index.command()
+def search(
+    folder: Annotated[str, typer.Argument(help="Folder of an index, or a dataset on the Hub.")],
+    text: Annotated[list[str] | None, typer.Option(help="What to find; repeat it for more.")] = None,
+    image: Annotated[
+        list[str] | None, typer.Option(help="What it is to be like; repeat it for more.")
+    ] = None,
+    k: Annotated[int, typer.Option("-k", help="Images to print.")] = 10,
+    rerank: Annotated[
+        int | None,
+        typer.Option(
+            help="Of texts: how many of the nearest are ranked by matching; 128.", show_default=False
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Folder or Hub name of the model, where it moved since.", show_default=False),
+    ] = None,
+    faiss: Annotated[
+        str | None,
+        typer.Option(help="Search with FAISS: what index_factory takes, such as HNSW32.", show_default=False),
+    ] = None,
+) -> None:
+    """Search an index: JSON of the best images, their cosines and scores."""
+    from .commands.index import search as run
+
+    typer.echo(json.dumps(run(folder, text or [], image or [], k, rerank, model, faiss), indent=2))
 
 
 @convert.command()

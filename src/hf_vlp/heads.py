@@ -2,9 +2,12 @@
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
+import torch
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForPreTraining,
     AutoModelForVisualQuestionAnswering,
     PreTrainedModel,
@@ -31,6 +34,7 @@ AUTO_CLASSES = {
     "entailment": AutoModelForVisualEntailment,
     "assignment": AutoModelForTextAssignment,
     "captioning": AutoModelForCaptioning,
+    "features": AutoModel,
 }
 
 
@@ -40,6 +44,8 @@ def load_head(
     needs_weights: bool = True,
     teacher: bool = False,
     image_size: int | None = None,
+    dtype: str | torch.dtype | None = None,
+    **hub: Any,
 ) -> PreTrainedModel:
     """The head for `task` of the model in the folder or Hub repository `name`, which may hold another head
     with the weights.
@@ -49,6 +55,8 @@ def load_head(
         needs_weights: refuse a head that would start new; without it such a head may be trained.
         teacher: hold the momentum teacher, where the model learns from one.
         image_size: pixels a side, if others than the model's.
+        dtype: of the weights, if another than the one they were saved in.
+        hub: where `name` is on the Hub, what `from_pretrained` takes: `revision`, `token`, `cache_dir`, ...
 
     Raises:
         ValueError: no such task, no model of this package, no head for the task, or weights that the folder
@@ -56,7 +64,7 @@ def load_head(
     """
     if task not in AUTO_CLASSES:
         raise ValueError(f"task is {task!r}; the tasks are {', '.join(AUTO_CLASSES)}")
-    config = AutoConfig.from_pretrained(name)
+    config = AutoConfig.from_pretrained(name, **hub)
     if type(config) not in MODELS:
         raise ValueError(f"{name} is a model of type {config.model_type}; give one of hf_vlp")
     tasks = [one for one, auto_class in AUTO_CLASSES.items() if type(config) in auto_class._model_mapping]
@@ -71,7 +79,12 @@ def load_head(
     try:
         with _without_report() if needs_weights else contextlib.nullcontext():
             model, info = head.from_pretrained(
-                name, config=config, image_size=image_size, output_loading_info=True
+                name,
+                config=config,
+                image_size=image_size,
+                output_loading_info=True,
+                **hub,
+                **({} if dtype is None else {"dtype": dtype}),
             )
     except RuntimeError as error:
         raise ValueError(

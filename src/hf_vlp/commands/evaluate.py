@@ -21,8 +21,8 @@ from ..evaluation import (
     retrieval_recall,
 )
 from ..evaluation.question_answering import answer_classes
+from ..loading import load_trained, place_extractor
 from ..models.image_text_heatmaps import HeatmapHead
-from .loading import load_trained, place_extractor
 from .predict import read_answers
 from .rows import read_model_rows, without_images
 

@@ -89,11 +89,8 @@ def find_images(sources: Iterable[str]) -> dict[str, Path]:
     Raises:
         ValueError: no such file or folder, no images, or two with one id.
     """
-    files = [file for source in sources for file in _files_of(Path(source))]
-    if not files:
-        raise ValueError(f"no images in {', '.join(sources)}; give images or folders that hold some")
     found = {}
-    for file in files:
+    for file in image_files(sources):
         if file.stem in found:
             raise ValueError(
                 f"{found[file.stem]} and {file} would both have the id {file.stem}; rename one, or write "
@@ -101,6 +98,18 @@ def find_images(sources: Iterable[str]) -> dict[str, Path]:
             )
         found[file.stem] = file
     return found
+
+
+def image_files(sources: Iterable[str]) -> list[Path]:
+    """The images among files and folders, in the order of the sources and of names.
+
+    Raises:
+        ValueError: no such file or folder, or no images.
+    """
+    files = [file for source in sources for file in _files_of(Path(source))]
+    if not files:
+        raise ValueError(f"no images in {', '.join(sources)}; give images or folders that hold some")
+    return files
 
 
 def _files_of(source: Path) -> list[Path]:

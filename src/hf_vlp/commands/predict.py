@@ -11,10 +11,10 @@ from ..data.lxmert_readers import read_answer_table
 from ..data.readers import load_json
 from ..data.soho_readers import read_soho_answers
 from ..images import load_image
+from ..loading import load_trained, place_extractor
 from ..prediction import Prediction, predict
 from ..visualization import draw_boxes, draw_heatmap, draw_word_heatmaps, stack, word_heatmaps
 from ..visualization.gradcam import HEADS
-from .loading import load_trained, place_extractor
 
 
 def run(

@@ -35,13 +35,13 @@ from ..data.transforms import as_texts
 from ..evaluation.caption_metrics import cider_d_reward
 from ..evaluation.question_answering import answer_classes
 from ..heads import load_head
+from ..loading import load_processor, place_extractor
 from ..models.image_text_heatmaps import HeatmapHead
 from ..models.modeling_albef import ALBEFForPreTraining
 from ..models.modeling_lxmert import LXMERTPreTrainedModel
 from ..models.modeling_soho import SOHOPreTrainedModel
 from ..models.modeling_xvlm import XVLMForGrounding, XVLMForPreTraining
 from ..training import RECIPES, SelfCriticalTrainer, VLPTrainer, VLPTrainingArguments
-from .loading import load_processor, place_extractor
 from .predict import read_answers
 from .rows import read_model_rows, read_rows, without_images
 

@@ -55,10 +55,13 @@ from hf_vlp import (
     SOHOProcessor,
     VLPTextConfig,
     XVLMConfig,
+    XVLMForCaptioning,
     XVLMForGrounding,
     XVLMForPreTraining,
     XVLMForQuestionAnswering,
+    XVLMForVisualEntailment,
     XVLMForVisualReasoning,
+    XVLMForWeakGrounding,
     XVLMImageProcessor,
     XVLMProcessor,
 )
@@ -80,6 +83,10 @@ XVLM = {
     "xvlm-base": XVLMForPreTraining,
     "xvlm-vqa": XVLMForQuestionAnswering,
     "xvlm-nlvr": XVLMForVisualReasoning,
+    "xvlm-ve": XVLMForVisualEntailment,
+    "xvlm-refcoco": XVLMForGrounding,
+    "xvlm-weak": XVLMForWeakGrounding,
+    "xvlm-caption": XVLMForCaptioning,
 }
 LXMERT = {
     "lxmert-base": LXMERTForPreTraining,

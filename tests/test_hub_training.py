@@ -2,7 +2,7 @@
 
 import pytest
 from heads import make_head
-from hub_server import ROOT, run_client
+from hub_server import ROOT, Fault, run_client
 from huggingface_hub import ModelCard
 from tiny import tiny_albef_config
 
@@ -46,13 +46,17 @@ again.train(resume_from_checkpoint=f"{folder}/last-checkpoint")
 whole = make_trainer("whole", "d", hub_strategy="end", lr_scheduler_type="constant")
 whole.train()
 equal = [torch.equal(a, b) for a, b in zip(again.model.parameters(), whole.model.parameters())]
+
+make_trainer("flaky", "e", hub_strategy="every_save", max_steps=2).train()  # its first push fails
 print(json.dumps({"equal": all(equal), "step": again.state.global_step}))
 """
 
 
 def test_the_trainer_pushes_on_its_way(hub, tmp_path):
+    hub.faults.append(Fault("POST", "^/api/models/training/flaky/commit/", times=1, status=500))
     told = run_client(hub, TRAIN, tmp_path, tmp_path)
     assert told["equal"] and told["step"] == 3
+    assert hub.repos["training/flaky"].titles == ["initial commit", "Training in progress, step 2"]
 
     repo = hub.repos["training/every-save"]
     steps = [f"Training in progress, step {step}" for step in (1, 2, 3)]
@@ -98,6 +102,9 @@ for name in ("anew", "written"):
     model.push_to_hub(f"cards/{name}", tags=["shapes"])
     arguments = VLPTrainingArguments(f"{sys.argv[1]}/{name}", use_cpu=True, hub_model_id=f"cards/{name}")
     VLPTrainer(model, arguments, processing_class=processor).push_to_hub()
+model = XVLMForGrounding.from_pretrained("cards/anew")
+arguments = VLPTrainingArguments(f"{sys.argv[1]}/later", use_cpu=True, hub_model_id="cards/later")
+VLPTrainer(model, arguments, processing_class=processor).push_to_hub()
 """
 
 
@@ -114,6 +121,7 @@ def test_a_persons_card_is_never_overwritten(hub, tmp_path):
     )
     assert "- shapes" in before_training and "| recipe |" not in before_training
     assert "| recipe |" in after and CARD_MARK in after
+    assert ModelCard(hub.read("cards/later", "README.md").decode()).data.base_model == "cards/anew"
 
 
 BRANCHES = """
@@ -174,6 +182,9 @@ def test_a_card_tells_where_weights_come_from():
     assert converted.data.pipeline_tag == "zero-shot-object-detection"
     assert converted.data.library_name == "transformers"
     text = make_card(model, licence="mit", tags=["x"], metrics={"r@1": 0.5}, dataset="Flickr30K test")
+    assert text.data.base_model is None
+    model.name_or_path = "org/start"
+    assert make_card(model, training={"steps": 1}).data.base_model == "org/start"
     assert text.data.license == "mit" and "x" in text.data.tags
     assert (text.data.eval_results[0].metric_type, text.data.eval_results[0].dataset_type) == (
         "r_1",

@@ -93,6 +93,7 @@ def write_card(
         ValueError: a metric that is no number.
     """
     path = Path(directory) / CARD
+    path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists() or CARD_MARK in path.read_text(encoding="utf-8"):
         card = make_card(model, name, training, metrics, dataset, tags, licence)
         path.write_text(str(card), encoding="utf-8")
@@ -111,8 +112,9 @@ def make_card(
     """The card that `write_card` writes; arguments and errors are the same."""
     config, task = model.config, _task(model)
     paper, source = PAPERS[config.model_type], getattr(config, "converted_from", None)
-    metrics = _checked(metrics or {})
+    metrics, start = _checked(metrics or {}), _start_of(model, name) if training else None
     data = ModelCardData(
+        base_model=start,
         library_name="transformers",
         pipeline_tag=task.pipeline_tag,
         license=licence or (paper.licence if source else "unknown"),
@@ -137,6 +139,13 @@ def make_card(
     sections = [f"## {title}\n\n{text}" if title else text for title, text in parts.items() if text]
     text = "\n\n".join([CARD_MARK, f"# {name.split('/')[-1]}", *sections])
     return ModelCard(f"---\n{data.to_yaml()}\n---\n{text}\n", ignore_metadata_errors=True)
+
+
+def _start_of(model, name: str) -> str | None:
+    """The repository that a trained model was loaded from."""
+    loaded = model.name_or_path
+    is_repository = re.fullmatch(r"[\w.-]+/[\w.-]+", loaded) and not Path(loaded).exists()
+    return loaded if is_repository and loaded != name else None
 
 
 def _task(model) -> Task:

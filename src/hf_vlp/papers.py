@@ -84,8 +84,8 @@ PAPERS = {
         year=2018,
         arxiv="1707.07998",
         code="peteanderson80/bottom-up-attention",
-        licence="unknown",
-        licence_source="",
+        licence="mit",
+        licence_source="its README",
         idea="A Faster R-CNN trained on objects and attributes of Visual Genome, whose regions and features "
         "LXMERT reads in place of an image.",
         objectives=(),

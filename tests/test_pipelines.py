@@ -25,7 +25,11 @@ from hf_vlp.prediction import PREDICTORS
 IMAGES = [picture(0), picture(1), picture(2), picture(3)]
 TEXTS = ["a red circle", "is the blue square left of the green triangle?"]
 HEADS = {
-    name: [head for head in (*ALBEF, *LXMERT, *SOHO, *XVLM) if issubclass(head, PREDICTORS[task][1])]
+    name: [
+        head
+        for head in (*ALBEF, *LXMERT, *SOHO, *XVLM, hf_vlp.XVLMForCaptioning)
+        if issubclass(head, PREDICTORS[task][1])
+    ]
     for name, (task, _) in TASKS.items()
 }
 CASES = [

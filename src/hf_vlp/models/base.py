@@ -88,19 +88,22 @@ class VLPPreTrainedModel(SharedOnHub, CarriesCode, PreTrainedModel):
         return (model, info) if output_loading_info else model
 
     @classmethod
-    def _explain(cls, error: Exception, name=None, *args, config=None, revision=None, token=None, **kwargs):
+    def _explain(cls, error: Exception, name=None, *args, config=None, subfolder: str = "", **kwargs):
         """Raise a clearer error than transformers does where one is known."""
         if name is None:
             return
-        where = {"revision": revision, "token": token}
+        hub = ("revision", "token", "cache_dir", "local_files_only")
+        where = {option: kwargs[option] for option in hub if option in kwargs}
         try:
-            saved, _ = PreTrainedConfig.get_config_dict(name, **where) if config is None else ({}, None)
+            saved = {}
+            if config is None:
+                saved, _ = PreTrainedConfig.get_config_dict(name, subfolder=subfolder, **where)
             own = cls.config_class.model_type
             model_type = saved.get("model_type", own)
             if model_type != own.removeprefix("vlp_"):  # transformers' own LXMERT is read
                 _check_model_type(cls, model_type)
             if isinstance(error, OSError):
-                refuse_pickle(name, **where)
+                refuse_pickle(name, subfolder, **where)
             if isinstance(error, SafetensorError):
                 raise ValueError(
                     f"{name} holds weights that are cut short or are no safetensors ({error}); fetch them "

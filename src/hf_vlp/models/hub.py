@@ -1,7 +1,7 @@
 """To the Hub in one commit, and from it no pickle."""
 
 import tempfile
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from huggingface_hub import CommitInfo, HfApi
 from huggingface_hub.errors import RemoteEntryNotFoundError
@@ -83,15 +83,14 @@ def persons_card(repo_id: str, revision: str | None = None, token: bool | str | 
     return None if CARD_MARK in text else text
 
 
-def refuse_pickle(name: str | Path, revision: str | None = None, token: bool | str | None = None):
+def refuse_pickle(name: str | Path, subfolder: str = "", **hub_options):
     """Explain why weights are not loaded that are there, but in a pickle.
 
     Raises:
         ValueError: the folder or repository has them so.
     """
-    where = {"revision": revision, "token": token}
     for file in (WEIGHTS_NAME, WEIGHTS_INDEX_NAME):
-        if has_file(name, file, **where):
+        if has_file(name, str(PurePosixPath(subfolder, file)), **hub_options):
             raise ValueError(
                 f"{name} holds its weights in {file}, a pickle, which may run code when it is read and is "
                 "not loaded; ask its author for model.safetensors, or convert an official file that you "

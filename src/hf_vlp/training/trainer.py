@@ -293,18 +293,22 @@ class VLPTrainer(Trainer):
         self.save_model(_internal_call=True)
         if not self.is_world_process_zero():
             return
-        self.create_model_card()
         step = f"Training in progress, step {self.state.global_step}"
-        jobs = [self._upload(self.args.output_dir, step, ignore_patterns=["_*", "checkpoint-*"])]
+        try:
+            self.create_model_card()
+        except OSError as error:  # whether a person's card is there cannot be told
+            return _tell_failure(step, error)
+        api = HfApi(token=self.args.hub_token)  # one, which makes its commits one after the other
+        jobs = [self._upload(api, self.args.output_dir, step, ignore_patterns=["_*", "checkpoint-*"])]
         if strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
             is_last = strategy == HubStrategy.CHECKPOINT
             path = "last-checkpoint" if is_last else Path(checkpoint_folder).name
-            jobs.append(self._upload(checkpoint_folder, f"{step}, checkpoint", path_in_repo=path))
+            jobs.append(self._upload(api, checkpoint_folder, f"{step}, checkpoint", path_in_repo=path))
         self.push_in_progress = PushInProgress(jobs)
 
-    def _upload(self, folder: str, message: str, **options) -> Future:
+    def _upload(self, api: HfApi, folder: str, message: str, **options) -> Future:
         """One commit, made while training goes on; a failure is told, and the next push holds more anyway."""
-        job = HfApi(token=self.args.hub_token).upload_folder(
+        job = api.upload_folder(
             repo_id=self.hub_model_id,
             folder_path=folder,
             commit_message=message,
@@ -312,7 +316,7 @@ class VLPTrainer(Trainer):
             run_as_future=True,
             **options,
         )
-        job.add_done_callback(partial(_tell_failure, message))
+        job.add_done_callback(lambda done: done.cancelled() or _tell_failure(message, done.exception()))
         return job
 
     def create_model_card(
@@ -380,9 +384,9 @@ class LossTerms:
         return means
 
 
-def _tell_failure(message: str, job: Future):
-    if not job.cancelled() and job.exception() is not None:
-        logger.warning(f"{message}: not pushed, the Hub has what it had before ({job.exception()})")
+def _tell_failure(message: str, error: BaseException | None):
+    if error is not None:
+        logger.warning(f"{message}: not pushed, the Hub has what it had before ({error})")
 
 
 def _without_augmentation(collator: Callable) -> Callable:

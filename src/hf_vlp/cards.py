@@ -57,6 +57,10 @@ TASKS = {
         "reasoning", "tells whether a sentence is true of two images",
         loss="the cross-entropy of true and false", text="Both images show a circle.",
     ),
+    "AutoModelForCaptioning": Task(
+        "captioning", "writes captions of images", "image-to-text",
+        loss="the cross-entropy of the words, smoothed", text="a picture of",
+    ),
     "AutoModelForTextAssignment": Task(
         None, "has learnt which of two images a text belongs to, to start reasoning from",
         loss="the cross-entropy of the two images",

@@ -42,6 +42,12 @@ def read(model, name: str, with_package: bool) -> str:
     head = model.auto_class.removeprefix("AutoModel")
     if head == "ForTextAssignment":
         return loading
+    if head == "ForCaptioning":
+        return (
+            f"{loading}{prepare}"
+            'inputs = processor(images=[image], text="a picture of", return_tensors="pt")\n'
+            "print(processor.decode_captions(model.generate(**inputs, num_beams=3)))\n"
+        )
     if head == "ForVisualReasoning":
         return (
             f"{loading}{prepare}inputs = processor({argument}=[{visual}, {visual}], {texts})\n"

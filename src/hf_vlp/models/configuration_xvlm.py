@@ -19,7 +19,7 @@ class XVLMConfig(ImageTextConfig):
       trunks, and 0 for others;
     - `bbox_weight`, `giou_weight`: weights of the box losses;
     - `gradcam_layer`: without it the fourth of six fusion layers, as in the official code, and of others the
-      one as high;
+      one as high, but not the last, of whose words only [CLS] is read;
     - `official_gather_gradient`: give features gathered from other processes the official code's gradient,
       which is 1/number of processes of the true one on both encoders;
     - `label_smoothing`: share of probability that captions give to other words, 0 in domain pretraining.
@@ -48,7 +48,8 @@ class XVLMConfig(ImageTextConfig):
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
         if self.gradcam_layer is None:
-            self.gradcam_layer = self.text_config.num_fusion_layers // 2
+            layers = self.text_config.num_fusion_layers
+            self.gradcam_layer = max(0, min(layers // 2, layers - 2))
         vision = self.vision_config
         layers = vision.num_hidden_layers if vision.model_type in LOCAL_ATTENTION else 0
         if self.local_attn_depth is None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+from typer.core import TyperGroup
 
 app = typer.Typer(
     name="hf-vlp",
@@ -20,8 +21,26 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
 )
+
+
+class Converters(TyperGroup):
+    """The papers' commands; in place of one, the file says by its keys which it is."""
+
+    def resolve_command(self, ctx, args):
+        if args[0] not in self.commands:
+            from .conversion.detect import find_converter
+
+            args = [find_converter(args[0]), *args]
+        return super().resolve_command(ctx, args)
+
+
 convert = typer.Typer(
-    help="Turn an official checkpoint into a folder that `from_pretrained` reads.", no_args_is_help=True
+    cls=Converters,
+    help="Turn an official checkpoint into a folder that `from_pretrained` reads.\n\n"
+    "Paper and kind are read from the file. A paper's name in front insists on it, and lists its options "
+    "with --help; --tokenizer, --answers and --push are the usual ones.",
+    subcommand_metavar="[PAPER] FILE OUT [OPTIONS]",
+    no_args_is_help=True,
 )
 app.add_typer(convert, name="convert")
 
@@ -55,6 +74,10 @@ ImageSize = Annotated[
 ]
 Tokenizer = Annotated[
     str, typer.Option(help="Name or folder of the tokenizer the text encoder was trained with.")
+]
+Push = Annotated[
+    str | None,
+    typer.Option(help="Upload the folder to this model repository on the Hub.", show_default=False),
 ]
 
 
@@ -263,6 +286,7 @@ def albef(
     grounding: Annotated[
         bool, typer.Option("--grounding", help="For refcoco.pth, whose keys are those of a retrieval file.")
     ] = False,
+    push: Push = None,
 ) -> None:
     """Convert an official ALBEF checkpoint, pre-trained or fine-tuned, and report every key.
 
@@ -280,7 +304,7 @@ def albef(
         momentum=momentum,
         grounding=grounding,
     )
-    typer.echo(f"{report}\nwritten to {out}")
+    _finish(report, out, push)
 
 
 @convert.command()
@@ -292,11 +316,12 @@ def butd(
         ),
     ],
     out: Out,
+    push: Push = None,
 ) -> None:
     """Convert the detector that finds LXMERT's regions, of Caffe or of a copy, and report every key."""
     from .conversion.butd import convert_checkpoint
 
-    typer.echo(f"{convert_checkpoint(checkpoint, out)}\nwritten to {out}")
+    _finish(convert_checkpoint(checkpoint, out), out, push)
 
 
 @convert.command()
@@ -332,6 +357,7 @@ def lxmert(
         int | None, typer.Option(help="Heads of the layers, where they are not 64 wide.", show_default=False)
     ] = None,
     tokenizer: Tokenizer = "bert-base-uncased",
+    push: Push = None,
 ) -> None:
     """Convert an LXMERT checkpoint, pre-trained or fine-tuned, and report every key.
 
@@ -347,7 +373,7 @@ def lxmert(
         num_attention_heads=num_attention_heads,
         answers=answers and read_answer_table(answers),
     )
-    typer.echo(f"{report}\nwritten to {out}")
+    _finish(report, out, push)
 
 
 @convert.command()
@@ -365,6 +391,7 @@ def soho(
         int | None, typer.Option(help="Heads of the layers, where they are not 64 wide.", show_default=False)
     ] = None,
     tokenizer: Tokenizer = "bert-base-uncased",
+    push: Push = None,
 ) -> None:
     """Convert an official SOHO checkpoint, of pre-training or question answering, and report every key.
 
@@ -380,7 +407,7 @@ def soho(
         num_attention_heads=num_attention_heads,
         answers=answers and read_answers(answers),
     )
-    typer.echo(f"{report}\nwritten to {out}")
+    _finish(report, out, push)
 
 
 @convert.command()
@@ -396,6 +423,7 @@ def xvlm(
         ),
     ] = None,
     tokenizer: Tokenizer = "bert-base-uncased",
+    push: Push = None,
 ) -> None:
     """Convert an official X-VLM checkpoint, pre-trained or fine-tuned, and report every key.
 
@@ -407,7 +435,15 @@ def xvlm(
     report = convert_checkpoint(
         checkpoint, out, tokenizer=tokenizer, image_size=image_size, num_attention_heads=num_attention_heads
     )
-    typer.echo(f"{report}\nwritten to {out}")
+    _finish(report, out, push)
+
+
+def _finish(report, out: Path, push: str | None) -> None:
+    from .folders import push_folder
+
+    typer.echo(f"{report}\n{report.model} written to {out}")
+    if push is not None:
+        typer.echo(f"pushed to {push_folder(out, push)}")
 
 
 def main() -> None:

@@ -19,7 +19,8 @@ from ..models.modeling_xvlm_tasks import (
 )
 from ..models.processing_xvlm import XVLMProcessor
 from .bert import DECODER_KEYS, PAIR_KEYS, TEXT_KEYS, official_name, read_text_config, strip_bert
-from .checkpoints import Conversion, OfficialWeights, refuse_other_kinds, write_folder
+from .checkpoints import Conversion, OfficialWeights, write_folder
+from .detect import refuse_other_papers
 from .keys import KeyReport, load_into, rename_keys
 from .vision import clip_keys, read_clip, read_vit, vit_keys
 
@@ -54,11 +55,6 @@ _DROPPED = {
     r".*\.relative_position_index": "buffer, made anew from the window",
     r".*\.attn_mask": "buffer, made anew from the window",
     r".*\.position_ids": "buffer, made anew",
-}
-_OTHER_KINDS = {
-    "visual_encoder.": "a checkpoint of another model, probably ALBEF (hf-vlp convert albef)",
-    "bert.encoder.r_layers.": "a checkpoint of another model, probably LXMERT (hf-vlp convert lxmert)",
-    "backbone.": "a checkpoint of another model, probably SOHO (hf-vlp convert soho)",
 }
 
 
@@ -114,7 +110,7 @@ def convert_checkpoint(
 
 
 def _head_class(state: Mapping[str, Tensor]) -> type[XVLMHead]:
-    refuse_other_kinds(state, _OTHER_KINDS, "X-VLM")
+    refuse_other_papers(state, "X-VLM")
     if any(key.startswith("text_decoder.") for key in state):
         if not any(key.startswith("text_encoder.") for key in state):
             raise ValueError("the checkpoint is a captioning file; X-VLM files of other tasks are converted")

@@ -6,7 +6,8 @@ from setuptools import find_packages, setup
 
 VIZ = ["matplotlib"]
 HDF5 = ["h5py"]
-TEST = ["pytest", "pytest-xdist", "hypothesis", "ruff", *VIZ, *HDF5]
+ONNX = ["onnx", "onnxscript", "onnxruntime"]
+TEST = ["pytest", "pytest-xdist", "hypothesis", "ruff", "peft", *VIZ, *HDF5, *ONNX]
 DOCS = ["sphinx", "furo", "myst-parser"]
 
 setup(
@@ -40,7 +41,7 @@ setup(
         "rich",
         "tqdm",
     ],
-    extras_require={"viz": VIZ, "hdf5": HDF5, "test": TEST, "docs": DOCS},
+    extras_require={"viz": VIZ, "hdf5": HDF5, "onnx": ONNX, "test": TEST, "docs": DOCS},
     entry_points={"console_scripts": ["hf-vlp = hf_vlp.cli:main"]},
     classifiers=[
         "Development Status :: 3 - Alpha",

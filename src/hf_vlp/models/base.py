@@ -44,6 +44,11 @@ class VLPPreTrainedModel(CarriesCode, PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _no_split_modules = ["BertEmbeddings", "BertLayer"]
+    # a pattern of peft: linear layers of attention and feed-forward blocks, of image and text, but no teacher's
+    LORA_TARGET_MODULES = (
+        r"(?!teacher\.)(?:.+\.)?\w*(?:layers?|key_values|blocks)\.\d+\.(?:.+\.)?"
+        r"(?:query|key|value|dense|[qkvo]_proj|out_proj|qkv|proj|fc[12])"
+    )
     # what a parameter that a checkpoint lacks is copied from: pattern of its name, and the name of its twin
     _twins: dict[str, str] = {}
 

@@ -438,6 +438,16 @@ def xvlm(
     _finish(report, out, push)
 
 
+@app.command()
+def export_onnx(model: Model, out: Out) -> None:
+    """Write the parts of a model that match images with texts as ONNX files."""
+    from .heads import load_head
+    from .onnx_export import export_onnx
+
+    names = export_onnx(load_head("retrieval", model), out)
+    typer.echo(f"{', '.join(names)} written to {out}")
+
+
 def _finish(report, out: Path, push: str | None) -> None:
     from .folders import push_folder
 

@@ -386,7 +386,7 @@ class LXMERTModel(LXMERTPreTrainedModel):
 
     def _packing(self, attention_mask: Tensor | None, keep_padding: bool) -> Packing | None:
         """How to leave padding out, where there is any that nobody reads; attention maps are read with it."""
-        keep_padding = keep_padding and not self.pooled_only
+        keep_padding = keep_padding and not self.pooled_only or torch.compiler.is_exporting()
         if attention_mask is None or keep_padding or self.config._attn_implementation == RECORDED:
             return None
         return None if attention_mask.all() else Packing.of(attention_mask)

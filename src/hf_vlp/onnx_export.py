@@ -64,6 +64,10 @@ def export_onnx(model: PreTrainedModel, folder: str | Path) -> list[str]:
         ValueError: another head; a model that `torch.onnx` cannot export; a folder that is not empty.
         ImportError: without the extra `onnx`.
     """
+    try:
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ImportError("exporting to ONNX needs onnxscript: pip install 'hf-vlp[onnx]'") from error
     model = copy.deepcopy(model).cpu().eval()
     model.set_attn_implementation("eager")  # of plain products, which ONNX knows
     parts = _parts(model)

@@ -7,7 +7,8 @@ from setuptools import find_packages, setup
 VIZ = ["matplotlib"]
 HDF5 = ["h5py"]
 FAISS = ["faiss-cpu"]
-TEST = ["pytest", "pytest-xdist", "hypothesis", "ruff", *VIZ, *HDF5, *FAISS]
+ONNX = ["onnx", "onnxscript", "onnxruntime"]
+TEST = ["pytest", "pytest-xdist", "hypothesis", "ruff", "peft", *VIZ, *HDF5, *FAISS, *ONNX]
 DOCS = ["sphinx", "furo", "myst-parser"]
 
 setup(
@@ -41,7 +42,14 @@ setup(
         "rich",
         "tqdm",
     ],
-    extras_require={"viz": VIZ, "hdf5": HDF5, "faiss": FAISS, "test": TEST, "docs": DOCS},
+    extras_require={
+        "viz": VIZ,
+        "hdf5": HDF5,
+        "faiss": FAISS,
+        "onnx": ONNX,
+        "test": TEST,
+        "docs": DOCS,
+    },
     entry_points={"console_scripts": ["hf-vlp = hf_vlp.cli:main"]},
     classifiers=[
         "Development Status :: 3 - Alpha",

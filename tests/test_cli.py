@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 import hf_vlp.conversion.xvlm
 import hf_vlp.quickstart
 from hf_vlp.cli import app, main
+from hf_vlp.conversion.keys import KeyReport
 
 
 def run_main(monkeypatch, *arguments: str):
@@ -22,7 +23,9 @@ def calls(monkeypatch):
     """What the commands hand on, instead of the work itself."""
     received = []
     for module, name in [(hf_vlp.quickstart, "run"), (hf_vlp.conversion.xvlm, "convert_checkpoint")]:
-        monkeypatch.setattr(module, name, lambda *args, **kwargs: received.append((args, kwargs)))
+        monkeypatch.setattr(
+            module, name, lambda *args, **kwargs: received.append((args, kwargs)) or KeyReport()
+        )
     return received
 
 

@@ -204,7 +204,7 @@ BROKEN = {
         "vqa", lambda s: {**s, "text_encoder.encoder.layer.0.crossattention.x": torch.zeros(1)}, "BLIP",
     ),
     "lxmert": ("retrieval", lambda s: {"bert.encoder.r_layers.0.x": torch.zeros(1)}, "LXMERT"),
-    "soho": ("retrieval", lambda s: {"backbone.x": torch.zeros(1)}, "SOHO"),
+    "soho": ("retrieval", lambda s: {"language.bert.x": torch.zeros(1)}, "SOHO"),
 }  # fmt: skip
 
 

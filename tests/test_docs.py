@@ -112,6 +112,7 @@ COMMANDS = (
     "index",
     "build",
     "search",
+    "export-onnx",
     "convert",
     "albef",
     "butd",
@@ -306,7 +307,7 @@ def test_commands_exist(name):
     for line in "".join(blocks(PAGES[name], "bash")).replace("\\\n", " ").splitlines():
         for script in re.findall(r"\b(?:examples|benchmarks|tests)/\S+", line):
             assert (ROOT / script).exists(), script
-        for command in re.findall(r"hf-vlp ((?:[a-z]+ ?)+)", line):
+        for command in re.findall(r"hf-vlp (export-onnx|(?:[a-z]+ ?)+)", line):
             words = [word for word in command.split() if word in COMMANDS]
             page = CliRunner().invoke(app, [*words, "--help"], terminal_width=200)
             assert page.exit_code == 0 and words, command

@@ -31,6 +31,7 @@ from hf_vlp import (
 from hf_vlp.cli import main
 from hf_vlp.commands.rows import read_model_rows
 from hf_vlp.commands.train import _rows_and_collator
+from hf_vlp.conversion.keys import KeyReport
 from hf_vlp.evaluation import (
     evaluate_entailment,
     evaluate_foils,
@@ -466,7 +467,7 @@ def test_convert_hands_its_arguments_on(monkeypatch, folder):
     calls = []
     for module in (hf_vlp.conversion.lxmert, hf_vlp.conversion.butd):
         monkeypatch.setattr(
-            module, "convert_checkpoint", lambda *args, **kwargs: calls.append((args, kwargs))
+            module, "convert_checkpoint", lambda *args, **kwargs: calls.append((args, kwargs)) or KeyReport()
         )
     table = [{"ans": answer, "dsets": ["vqa"]} for answer in ("yes", "no")]
     (folder / "all_ans.json").write_text(json.dumps(table))

@@ -27,6 +27,7 @@ from hf_vlp import (
 )
 from hf_vlp.cli import app
 from hf_vlp.commands.train import _rows_and_collator
+from hf_vlp.conversion.keys import KeyReport
 from hf_vlp.conversion.soho import convert_checkpoint, convert_state_dict
 from hf_vlp.evaluation import (
     evaluate_entailment,
@@ -337,7 +338,9 @@ def test_answers_that_do_not_fit(official, name, answers, match, tmp_path):
 def test_convert_hands_its_arguments_on(annotations, monkeypatch, tmp_path):
     calls = []
     monkeypatch.setattr(
-        hf_vlp.conversion.soho, "convert_checkpoint", lambda *args, **kwargs: calls.append((args, kwargs))
+        hf_vlp.conversion.soho,
+        "convert_checkpoint",
+        lambda *args, **kwargs: calls.append((args, kwargs)) or KeyReport(),
     )
     (tmp_path / "vqa.json").write_text(json.dumps(annotations))
     options = ["--answers", tmp_path / "vqa.json", "--num-attention-heads", 4, "--tokenizer", "some/folder"]

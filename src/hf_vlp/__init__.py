@@ -86,6 +86,10 @@ def __getattr__(name: str):
         from .heads import load_head
 
         return load_head
+    if name == "export_onnx":
+        from .onnx_export import export_onnx
+
+        return export_onnx
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -147,6 +151,7 @@ __all__ = [
     "XVLMImageProcessor",
     "XVLMModel",
     "XVLMProcessor",
+    "export_onnx",
     "load_head",
     "pipeline",
     "predict",

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+from typer.core import TyperGroup
 
 app = typer.Typer(
     name="hf-vlp",
@@ -20,8 +21,26 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
 )
+
+
+class Converters(TyperGroup):
+    """The papers' commands; in place of one, the file says by its keys which it is."""
+
+    def resolve_command(self, ctx, args):
+        if args[0] not in self.commands:
+            from .conversion.detect import find_converter
+
+            args = [find_converter(args[0]), *args]
+        return super().resolve_command(ctx, args)
+
+
 convert = typer.Typer(
-    help="Turn an official checkpoint into a folder that `from_pretrained` reads.", no_args_is_help=True
+    cls=Converters,
+    help="Turn an official checkpoint into a folder that `from_pretrained` reads.\n\n"
+    "Paper and kind are read from the file. A paper's name in front insists on it, and lists its options "
+    "with --help; --tokenizer, --answers and --push are the usual ones.",
+    subcommand_metavar="[PAPER] FILE OUT [OPTIONS]",
+    no_args_is_help=True,
 )
 app.add_typer(convert, name="convert")
 index = typer.Typer(
@@ -59,6 +78,10 @@ ImageSize = Annotated[
 ]
 Tokenizer = Annotated[
     str, typer.Option(help="Name or folder of the tokenizer the text encoder was trained with.")
+]
+Push = Annotated[
+    str | None,
+    typer.Option(help="Upload the folder to this model repository on the Hub.", show_default=False),
 ]
 
 
@@ -342,6 +365,7 @@ def albef(
     grounding: Annotated[
         bool, typer.Option("--grounding", help="For refcoco.pth, whose keys are those of a retrieval file.")
     ] = False,
+    push: Push = None,
 ) -> None:
     """Convert an official ALBEF checkpoint, pre-trained or fine-tuned, and report every key.
 
@@ -359,7 +383,7 @@ def albef(
         momentum=momentum,
         grounding=grounding,
     )
-    typer.echo(f"{report}\nwritten to {out}")
+    _finish(report, out, push)
 
 
 @convert.command()
@@ -371,11 +395,12 @@ def butd(
         ),
     ],
     out: Out,
+    push: Push = None,
 ) -> None:
     """Convert the detector that finds LXMERT's regions, of Caffe or of a copy, and report every key."""
     from .conversion.butd import convert_checkpoint
 
-    typer.echo(f"{convert_checkpoint(checkpoint, out)}\nwritten to {out}")
+    _finish(convert_checkpoint(checkpoint, out), out, push)
 
 
 @convert.command()
@@ -411,6 +436,7 @@ def lxmert(
         int | None, typer.Option(help="Heads of the layers, where they are not 64 wide.", show_default=False)
     ] = None,
     tokenizer: Tokenizer = "bert-base-uncased",
+    push: Push = None,
 ) -> None:
     """Convert an LXMERT checkpoint, pre-trained or fine-tuned, and report every key.
 
@@ -426,7 +452,7 @@ def lxmert(
         num_attention_heads=num_attention_heads,
         answers=answers and read_answer_table(answers),
     )
-    typer.echo(f"{report}\nwritten to {out}")
+    _finish(report, out, push)
 
 
 @convert.command()
@@ -444,6 +470,7 @@ def soho(
         int | None, typer.Option(help="Heads of the layers, where they are not 64 wide.", show_default=False)
     ] = None,
     tokenizer: Tokenizer = "bert-base-uncased",
+    push: Push = None,
 ) -> None:
     """Convert an official SOHO checkpoint, of pre-training or question answering, and report every key.
 
@@ -459,7 +486,7 @@ def soho(
         num_attention_heads=num_attention_heads,
         answers=answers and read_answers(answers),
     )
-    typer.echo(f"{report}\nwritten to {out}")
+    _finish(report, out, push)
 
 
 @convert.command()
@@ -475,6 +502,7 @@ def xvlm(
         ),
     ] = None,
     tokenizer: Tokenizer = "bert-base-uncased",
+    push: Push = None,
 ) -> None:
     """Convert an official X-VLM checkpoint, pre-trained or fine-tuned, and report every key.
 
@@ -486,7 +514,25 @@ def xvlm(
     report = convert_checkpoint(
         checkpoint, out, tokenizer=tokenizer, image_size=image_size, num_attention_heads=num_attention_heads
     )
-    typer.echo(f"{report}\nwritten to {out}")
+    _finish(report, out, push)
+
+
+@app.command()
+def export_onnx(model: Model, out: Out) -> None:
+    """Write the parts of a model that match images with texts as ONNX files."""
+    from .heads import load_head
+    from .onnx_export import export_onnx
+
+    names = export_onnx(load_head("retrieval", model), out)
+    typer.echo(f"{', '.join(names)} written to {out}")
+
+
+def _finish(report, out: Path, push: str | None) -> None:
+    from .folders import push_folder
+
+    typer.echo(f"{report}\n{report.model} written to {out}")
+    if push is not None:
+        typer.echo(f"pushed to {push_folder(out, push)}")
 
 
 def main() -> None:

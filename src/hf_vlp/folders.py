@@ -1,10 +1,12 @@
-"""Folders that are there whole, or not at all."""
+"""Folders that are there whole, or not at all; and on the Hub."""
 
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from huggingface_hub import HfApi
 
 
 @contextmanager
@@ -25,3 +27,16 @@ def new_folder(path: str | Path) -> Iterator[Path]:
         unfinished.replace(path)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def push_folder(folder: str | Path, name: str) -> str:
+    """Upload a folder to the model repository `name`, which is made where there is none; its address.
+
+    Raises:
+        ValueError: `name` is no name of a repository.
+        OSError: the Hub refuses, or cannot be reached.
+    """
+    api = HfApi()
+    repository = api.create_repo(name, exist_ok=True)
+    api.upload_folder(repo_id=repository.repo_id, folder_path=folder)
+    return str(repository)

@@ -25,7 +25,8 @@ from .bert import (
     read_text_config,
     strip_bert,
 )
-from .checkpoints import Conversion, OfficialWeights, refuse_other_kinds, write_folder
+from .checkpoints import Conversion, OfficialWeights, write_folder
+from .detect import refuse_other_papers
 from .keys import KeyReport, load_into, rename_keys
 from .vision import read_vit, vit_keys
 
@@ -53,12 +54,6 @@ _BUFFERS = {r".*\.position_ids": "buffer, made anew"}
 _MOMENTUM = {
     r"teacher\..*": "momentum teacher, for training only",
     r".*_queue|queue_ptr": "queue of the momentum teacher",
-}
-_OTHER_KINDS = {
-    "vision_encoder.": "a checkpoint of another model, probably X-VLM (hf-vlp convert xvlm)",
-    "text_encoder.encoder.layer.0.crossattention.": "a checkpoint of another model, probably BLIP",
-    "bert.encoder.r_layers.": "a checkpoint of another model, probably LXMERT (hf-vlp convert lxmert)",
-    "backbone.": "a checkpoint of another model, probably SOHO (hf-vlp convert soho)",
 }
 
 
@@ -134,7 +129,7 @@ def convert_checkpoint(
 
 
 def _head_class(state: Mapping[str, Tensor], grounding: bool) -> type[VLPPreTrainedModel]:
-    refuse_other_kinds(state, _OTHER_KINDS, "ALBEF")
+    refuse_other_papers(state, "ALBEF")
     model_class = _detect(state)
     if not grounding:
         return model_class

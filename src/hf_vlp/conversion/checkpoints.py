@@ -29,17 +29,6 @@ class OfficialWeights(dict[str, Tensor]):
         raise ValueError(f"the checkpoint has no {name}; it is incomplete or of another model")
 
 
-def refuse_other_kinds(state: Mapping[str, Tensor], other_kinds: Mapping[str, str], converted: str):
-    """Name a checkpoint of another kind by the first prefix of `other_kinds` that one of its keys has.
-
-    Raises:
-        ValueError: there is such a key.
-    """
-    for prefix, kind in other_kinds.items():
-        if any(key.startswith(prefix) for key in state):
-            raise ValueError(f"the checkpoint is {kind}; {converted} files are converted")
-
-
 def write_folder(
     checkpoint: str | Path,
     output_dir: str | Path,

@@ -16,8 +16,12 @@ from torch import Tensor
 
 @dataclass
 class KeyReport:
-    """What became of each old key: `used` as new ones, `dropped` for a reason; and new ones `missing`."""
+    """What became of each old key: `used` as new ones, `dropped` for a reason; and new ones `missing`.
 
+    `model` is the class they were loaded into.
+    """
+
+    model: str = ""
     used: dict[str, list[str]] = field(default_factory=dict)
     dropped: dict[str, str] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
@@ -101,6 +105,7 @@ def load_into(model: torch.nn.Module, state: dict[str, Tensor], report: KeyRepor
         ValueError: weights are missing, left over, or of another shape.
     """
     expected = model.state_dict()
+    report.model = type(model).__name__
     report.missing = sorted(set(expected) - set(state) - set(model.all_tied_weights_keys))
     misshapen = [key for key in expected if key in state and state[key].shape != expected[key].shape]
     problems = {

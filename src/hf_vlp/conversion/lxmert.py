@@ -18,7 +18,8 @@ from ..models.modeling_lxmert_pretraining import LXMERTForPreTraining
 from ..models.modeling_lxmert_tasks import LXMERTForQuestionAnswering, LXMERTForVisualReasoning
 from ..models.processing_lxmert import LXMERTProcessor
 from .bert import count_layers
-from .checkpoints import Conversion, OfficialWeights, refuse_other_kinds, write_folder
+from .checkpoints import Conversion, OfficialWeights, write_folder
+from .detect import refuse_other_papers
 from .keys import KeyReport, load_into, rename_keys
 
 _BODY = r"(?:lxrt_encoder\.model\.(?:module\.)?)?(?:bert|lxmert)\."
@@ -30,11 +31,6 @@ _KEYS = {
 _TASK_HEADS = {
     LXMERTForQuestionAnswering: {r"(logit_fc\..+)": r"answer_head.\1"},
     LXMERTForVisualReasoning: {r"(?:answer_head\.)?(logit_fc\..+)": r"cls_head.\1"},
-}
-_OTHER_KINDS = {
-    "vision_encoder.": "a checkpoint of another model, probably X-VLM (hf-vlp convert xvlm)",
-    "visual_encoder.": "a checkpoint of another model, probably ALBEF (hf-vlp convert albef)",
-    "backbone.": "a checkpoint of another model, probably SOHO (hf-vlp convert soho)",
 }
 
 
@@ -56,7 +52,7 @@ def convert_state_dict(
         ValueError: the weights belong to another model, are incomplete, or do not fit; `answers` are not as
             many as classes, or given for NLVR2.
     """
-    refuse_other_kinds(official, _OTHER_KINDS, "LXMERT")
+    refuse_other_papers(official, "LXMERT")
     body = _body(official)
     model_class = _detect(official, len(body["pooler.dense.bias"]))
     config = _read_config(official, body, model_class, num_attention_heads, answers)

@@ -13,7 +13,8 @@ from ..models.modeling_soho_pretraining import SOHOForPreTraining
 from ..models.modeling_soho_tasks import SOHOForQuestionAnswering
 from ..models.processing_soho import SOHOProcessor
 from .bert import count_layers
-from .checkpoints import Conversion, OfficialWeights, refuse_other_kinds, write_folder
+from .checkpoints import Conversion, OfficialWeights, write_folder
+from .detect import refuse_other_papers
 from .keys import KeyReport, load_into, rename_keys
 
 _BACKBONE = "model.backbone."
@@ -56,11 +57,6 @@ _KEYS = {
     r"head\.vqa\.0\.(weight|bias)": r"answer_head.dense.\1",
     r"head\.vqa\.3\.(weight|bias)": r"answer_head.out_proj.\1",
 }
-_OTHER_KINDS = {
-    "vision_encoder.": "a checkpoint of another model, probably X-VLM (hf-vlp convert xvlm)",
-    "visual_encoder.": "a checkpoint of another model, probably ALBEF (hf-vlp convert albef)",
-    "bert.encoder.r_layers.": "a checkpoint of another model, probably LXMERT (hf-vlp convert lxmert)",
-}
 
 
 def convert_state_dict(
@@ -80,7 +76,7 @@ def convert_state_dict(
         ValueError: the weights belong to another model or kind, are incomplete, or do not fit; `answers` are
             not as many as classes, or given for pretraining.
     """
-    refuse_other_kinds(official, _OTHER_KINDS, "SOHO")
+    refuse_other_papers(official, "SOHO")
     weights = OfficialWeights(official)
     model_class = _detect(weights)
     model = model_class(_read_config(weights, num_attention_heads, answers))

@@ -25,7 +25,8 @@ from ..models.modeling_xvlm_tasks import (
 )
 from ..models.processing_xvlm import XVLMProcessor
 from .bert import DECODER_KEYS, PAIR_KEYS, TEXT_KEYS, official_name, read_text_config, strip_bert
-from .checkpoints import Conversion, OfficialWeights, refuse_other_kinds, write_folder
+from .checkpoints import Conversion, OfficialWeights, write_folder
+from .detect import refuse_other_papers
 from .keys import KeyReport, load_into, rename_keys
 from .vision import clip_keys, read_clip, read_vit, vit_keys
 
@@ -60,11 +61,6 @@ _DROPPED = {
     r".*\.relative_position_index": "buffer, made anew from the window",
     r".*\.attn_mask": "buffer, made anew from the window",
     r".*\.position_ids": "buffer, made anew",
-}
-_OTHER_KINDS = {
-    "visual_encoder.": "a checkpoint of another model, probably ALBEF (hf-vlp convert albef)",
-    "bert.encoder.r_layers.": "a checkpoint of another model, probably LXMERT (hf-vlp convert lxmert)",
-    "backbone.": "a checkpoint of another model, probably SOHO (hf-vlp convert soho)",
 }
 
 
@@ -133,7 +129,7 @@ def _pretraining_key(key: str) -> str:
 
 
 def _head_class(state: Mapping[str, Tensor]) -> type[XVLMPreTrainedModel]:
-    refuse_other_kinds(state, _OTHER_KINDS, "X-VLM")
+    refuse_other_papers(state, "X-VLM")
     parts = {key.partition(".")[0] for key in state}
     if "text_decoder" in parts:  # that of captions is the whole text encoder of pretraining
         return XVLMForQuestionAnswering if "text_encoder" in parts else XVLMForCaptioning

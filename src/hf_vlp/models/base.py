@@ -46,6 +46,11 @@ class VLPPreTrainedModel(SharedOnHub, CarriesCode, PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _no_split_modules = ["BertEmbeddings", "BertLayer"]
+    # for peft: the linear layers of attention and feed-forward blocks, of image and text, but no teacher's
+    LORA_TARGET_MODULES = (
+        r"(?!teacher\.)(?:.+\.)?\w*(?:layers?|key_values|blocks)\.\d+\.(?:.+\.)?"
+        r"(?:query|key|value|dense|[qkvo]_proj|out_proj|qkv|proj|fc[12])"
+    )
     # what a parameter that a checkpoint lacks is copied from: pattern of its name, and the name of its twin
     _twins: dict[str, str] = {}
     replaced_on_push = ("model*.safetensors", "model.safetensors.index.json")
@@ -149,6 +154,14 @@ class VLPPreTrainedModel(SharedOnHub, CarriesCode, PreTrainedModel):
                 if name.rpartition(".")[0] not in unlike:
                     state[name].copy_(state[source])
                     missing.discard(name)
+
+    def resize_token_embeddings(self, *args, **kwargs) -> nn.Module:
+        """As in transformers; to as many words also a decoder, whose embeddings are its own."""
+        embeddings = super().resize_token_embeddings(*args, **kwargs)
+        decoder = getattr(self, "decoder", None)
+        if isinstance(decoder, VLPPreTrainedModel):
+            decoder.resize_token_embeddings(embeddings.num_embeddings)
+        return embeddings
 
     def set_image_size(self, image_size: int):
         """Resample the trunk's position tables for images of `image_size` pixels a side.

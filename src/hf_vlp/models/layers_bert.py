@@ -231,7 +231,8 @@ class BertLayer(GradientCheckpointingLayer):
     """Self-attention, cross-attention to the image where the layer fuses, feed-forward; each ends in a norm.
 
     With `cls_only` just the first word of each text is computed, which is all that a pooled head reads. With
-    `words_read` the self-attention was done before.
+    `words_read` the self-attention was done before. Keys and values of the image come apart, since gradient
+    checkpointing sees tensors only where they are arguments of their own.
     """
 
     def __init__(self, config, fuses: bool):
@@ -245,7 +246,8 @@ class BertLayer(GradientCheckpointingLayer):
         self,
         hidden_states: Tensor,
         attention_mask: Tensor | None,
-        image_key_values: KeyValues | None = None,
+        image_keys: Tensor | None = None,
+        image_values: Tensor | None = None,
         image_mask: Tensor | None = None,
         cls_only: bool = False,
         words_read: bool = False,
@@ -258,7 +260,8 @@ class BertLayer(GradientCheckpointingLayer):
         if not words_read:
             hidden_states = self.attention(hidden_states, words, attention_mask, packing, remember)
         if self.crossattention is not None:
-            hidden_states = self.crossattention(hidden_states, image_key_values, image_mask, packing)
+            image = (image_keys, image_values)
+            hidden_states = self.crossattention(hidden_states, image, image_mask, packing)
         return self.output(self.intermediate(hidden_states), hidden_states)
 
 
@@ -350,7 +353,7 @@ class FusionEncoder(VLPPreTrainedModel):
             hidden_states = layer(
                 hidden_states,
                 mask,
-                key_values,
+                *key_values,
                 context_mask,
                 cls_only and is_last,
                 words_read and i == 0,
@@ -458,7 +461,7 @@ class TextDecoder(VLPPreTrainedModel, GenerationMixin):
         for i, (layer, key_values) in enumerate(layers):
             remember = None if cache is None else partial(cache.update, layer_idx=i)
             hidden_states = layer(
-                hidden_states, mask, key_values, context_mask, packing=packing, remember=remember
+                hidden_states, mask, *key_values, context_mask, packing=packing, remember=remember
             )
         return hidden_states
 

@@ -18,7 +18,7 @@ from transformers import AutoModelForPreTraining
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, is_torchdynamo_exporting
 
 from .attention_maps import RECORDED, recording
 from .base import VLPPreTrainedModel
@@ -386,7 +386,7 @@ class LXMERTModel(LXMERTPreTrainedModel):
 
     def _packing(self, attention_mask: Tensor | None, keep_padding: bool) -> Packing | None:
         """How to leave padding out, where there is any that nobody reads; attention maps are read with it."""
-        keep_padding = keep_padding and not self.pooled_only
+        keep_padding = keep_padding and not self.pooled_only or is_torchdynamo_exporting()
         if attention_mask is None or keep_padding or self.config._attn_implementation == RECORDED:
             return None
         return None if attention_mask.all() else Packing.of(attention_mask)

@@ -149,6 +149,22 @@ class LearnsFromTeacher(VLPPreTrainedModel):
             self.teacher.follow(self, self.config.momentum)
         return self.teacher
 
+    @torch.no_grad()
+    def resize_token_embeddings(self, *args, **kwargs) -> nn.Module:
+        """As in transformers; also of the teacher, whose new words start as those of its student."""
+        embeddings = super().resize_token_embeddings(*args, **kwargs)
+        for name, layer in [] if self.teacher is None else list(self.teacher.named_modules()):
+            if isinstance(layer, (nn.Embedding, nn.Linear)):
+                student = self.get_submodule(name)
+                if student.weight.shape != layer.weight.shape:
+                    resized = copy.deepcopy(student).requires_grad_(False)
+                    for new, old in zip(resized.parameters(), layer.parameters(), strict=True):
+                        kept = min(len(new), len(old))
+                        new[:kept] = old[:kept]
+                    self.teacher.set_submodule(name, resized)
+        self.tie_weights()
+        return embeddings
+
     def set_image_size(self, image_size: int):
         super().set_image_size(image_size)
         if self.teacher is not None:

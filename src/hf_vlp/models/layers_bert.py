@@ -456,7 +456,7 @@ class TextDecoder(VLPPreTrainedModel, GenerationMixin):
         context_mask = _image_mask(self.config, hidden_states, len(context.key_values[0][0]), context.mask)
         if packing is not None:
             hidden_states = packing.pack(hidden_states)
-        layers = [(layer, None) for layer in self.plain_layer]
+        layers = [(layer, (None, None)) for layer in self.plain_layer]
         layers += zip(self.layer, context.key_values, strict=True)
         for i, (layer, key_values) in enumerate(layers):
             remember = None if cache is None else partial(cache.update, layer_idx=i)

@@ -28,7 +28,8 @@ def pytest_addoption(parser):
 
 @pytest.fixture(scope="session", autouse=True)
 def use_the_cores_there_are():
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", len(os.sched_getaffinity(0)))))
+    cores = len(os.sched_getaffinity(0)) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", max(1, cores))))
 
 
 @pytest.fixture(autouse=True)

@@ -76,7 +76,9 @@ def test_fine_tune(name, tmp_path):
         _close(again(**batch), merged(**batch), atol=0, rtol=0)
 
 
-BLOCKS = r"\.(layer|plain_layer|second_layer|layers|r_layers|x_layers|key_values|image_key_values|blocks)\.\d+\."
+BLOCKS = (
+    r"\.(layer|plain_layer|second_layer|layers|r_layers|x_layers|key_values|image_key_values|blocks)\.\d+\."
+)
 
 
 @pytest.mark.parametrize(

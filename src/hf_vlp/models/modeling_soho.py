@@ -117,9 +117,10 @@ class VisualProjection(nn.Module):
         self.normalization = nn.BatchNorm1d(config.hidden_size)
 
     def forward(self, feature_map: Tensor) -> Tensor:
-        cells = self.convolution(self.pool(feature_map)).movedim(1, -1)
-        # As rows: of a single map whose gradient comes transposed, torch's BatchNorm2d gets its own wrong
-        return self.normalization(cells.flatten(0, 2)).view(cells.shape)
+        projected = self.convolution(self.pool(feature_map))  # (B, D, h, w)
+        # As a sequence: torch's BatchNorm2d gets gradients wrong of a single map that come transposed
+        cells = self.normalization(projected.flatten(2)).mT
+        return cells.unflatten(1, projected.shape[2:])
 
 
 class VisualGate(nn.Module):

@@ -7,7 +7,8 @@ from setuptools import find_packages, setup
 VIZ = ["matplotlib"]
 HDF5 = ["h5py"]
 FAISS = ["faiss-cpu"]
-TEST = ["pytest", "pytest-xdist", "hypothesis", "ruff", *VIZ, *HDF5, *FAISS]
+DEMO = ["gradio>=6"]  # the first whose theme goes to `launch`
+TEST = ["pytest", "pytest-xdist", "hypothesis", "ruff", "playwright", *VIZ, *HDF5, *FAISS, *DEMO]
 DOCS = ["sphinx", "furo", "myst-parser"]
 
 setup(
@@ -41,7 +42,7 @@ setup(
         "rich",
         "tqdm",
     ],
-    extras_require={"viz": VIZ, "hdf5": HDF5, "faiss": FAISS, "test": TEST, "docs": DOCS},
+    extras_require={"viz": VIZ, "hdf5": HDF5, "faiss": FAISS, "demo": DEMO, "test": TEST, "docs": DOCS},
     entry_points={"console_scripts": ["hf-vlp = hf_vlp.cli:main"]},
     classifiers=[
         "Development Status :: 3 - Alpha",

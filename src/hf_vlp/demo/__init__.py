@@ -1,6 +1,6 @@
 """A page in the browser on which models are tried out, on this machine or as a Space of the Hub.
 
-    hf_vlp.demo.build("org/xvlm-refcoco").launch()
+hf_vlp.demo.launch(hf_vlp.demo.build("org/xvlm-refcoco"))
 """
 
 try:
@@ -8,7 +8,7 @@ try:
 except ImportError as error:
     raise ImportError("the demo needs gradio: pip install 'hf-vlp[demo]'") from error
 
-from .app import build
-#from .space import push_space, write_space
+from .app import build, launch
+from .space import push_space, write_space
 
-__all__ = ["build"]
+__all__ = ["build", "launch", "push_space", "write_space"]

@@ -16,6 +16,7 @@ from ..papers import PAPERS
 from ..pipelines import PREFIX, TASKS, VLPPipeline, pipeline
 from .panels import NOTE, PANELS, Panel
 
+FONT = ["ui-sans-serif", "system-ui", "sans-serif"]
 TASK_NAMES = {TASKS[name][0]: name for name in PANELS}  # "vqa": "visual-question-answering"
 
 
@@ -26,7 +27,7 @@ def build(
     device: int | str | None = None,
     hub: Mapping[str, Any] | None = None,
 ) -> gr.Blocks:
-    """A page with a tab for each model and task; `.launch()` shows it.
+    """A page with a tab for each model and task; `launch` shows it.
 
     Args:
         models: a folder or Hub name, or several.
@@ -49,14 +50,23 @@ def build(
     found = _load_all(list(dict.fromkeys(names)), tasks, extractor, device, hub)
     shown = _short_names(names)
     times = Counter(task for pipes in found.values() for task in pipes)
-    with gr.Blocks(title=f"{', '.join(shown.values())} · hf_vlp", analytics_enabled=False) as page:
-        gr.Markdown(f"# {', '.join(shown.values())}\n\n{_about(found)}")
+    title = f"Try {next(iter(shown.values())) if len(shown) == 1 else f'{len(shown)} models'}"
+    with gr.Blocks(title=title, analytics_enabled=False) as page:
+        gr.Markdown(f"# {title}\n\n{_about(found)}")
         with gr.Tabs():
             for task, panel_class in PANELS.items():
                 for name, pipes in found.items():
                     if task in pipes:
                         _add_tab(panel_class(pipes[task]), shown[name], is_alone=times[task] == 1)
     return page
+
+
+def launch(page: gr.Blocks, **options: Any) -> None:
+    """Show a page: `page.launch` without a public link, without anything from another server, and with the
+    fonts of the machine."""
+    theme = gr.themes.Default(font=FONT, font_mono=["ui-monospace", "monospace"])
+    plain = {"theme": theme, "share": False, "ssr_mode": False, "footer_links": ["api", "gradio"]}
+    page.launch(**plain | options)
 
 
 def _load_all(
@@ -72,7 +82,9 @@ def _load_all(
         found[name], reasons = _load(name, tasks, device=device, hub=hub, **finds_regions)
         if not found[name]:
             raise ValueError(f"{name} has nothing to try: {'; '.join(dict.fromkeys(reasons))}")
-    if missing := [task for task in tasks or () if not any(TASK_NAMES[task] in one for one in found.values())]:
+    if missing := [
+        task for task in tasks or () if not any(TASK_NAMES[task] in one for one in found.values())
+    ]:
         raise ValueError(f"tasks has {', '.join(missing)}, for which no model has a head with weights")
     return found
 
@@ -105,17 +117,16 @@ def _add_tab(panel: Panel, model: str, is_alone: bool):
     api_name = task if is_alone else re.sub(r"\W+", "_", f"{task}_{model}")
     examples = panel.examples()
     with gr.Tab(label):
-        gr.Markdown(f"`{model}`, a {type(panel.pipe.model).__name__}, {panel.does}.")
+        gr.Markdown(f"`{model}` ({type(panel.pipe.model).__name__}) {panel.does}.")
         with gr.Row():
             with gr.Column():
-                inputs = panel.inputs()
+                inputs = panel.inputs(*examples[0])
                 button = gr.Button(panel.button, variant="primary")
             with gr.Column():
                 outputs = panel.outputs()
-        first = inputs[: len(examples[0])]
-        for component, value in zip(first, examples[0], strict=True):
-            component.value = component.postprocess(value)
-        gr.Examples(examples, first, label="Examples: drawn scenes", cache_examples=False)
+        gr.Examples(
+            examples, inputs[: len(examples[0])], label="Examples: drawn scenes", cache_examples=False
+        )
     asked = gr.on(
         [button.click, *(one.submit for one in inputs if isinstance(one, gr.Textbox) and one.lines == 1)],
         _told(panel.run),

@@ -1,7 +1,7 @@
 """What is asked and shown for each task: the components of a tab, and what happens between them.
 
-Each panel reads what a person gave, lets the pipeline predict, and draws. What is missing or does not fit is a
-ValueError whose message is for the page.
+Each panel reads what a person gave, lets the pipeline predict, and draws. What is missing or does not fit is
+a ValueError whose message is for the page.
 """
 
 from collections.abc import Sequence
@@ -25,8 +25,8 @@ Values = list[Any]
 
 
 class Panel:
-    """A tab of one task. `run` takes the values of `inputs` and gives those of `outputs`, `examples` are
-    values of the first inputs."""
+    """A tab of one task. `run` takes the values of `inputs` and gives those of `outputs`; `examples` are
+    values of the first inputs, which hold one of them from the start."""
 
     title = does = button = ""
 
@@ -34,7 +34,7 @@ class Panel:
         self.pipe = pipe
         self.has_heatmap = isinstance(pipe.model, HEADS)
 
-    def inputs(self) -> list[gr.components.Component]:
+    def inputs(self, *example: Any) -> list[gr.components.Component]:
         raise NotImplementedError
 
     def outputs(self) -> list[gr.components.Component]:
@@ -54,23 +54,30 @@ class Panel:
 class QuestionAnswering(Panel):
     title, does, button = "Question answering", "answers a question about the picture", "Answer"
 
-    def inputs(self):
-        named = getattr(self.pipe.model.config, "answers", None) is not None
+    def inputs(self, picture, question, lines=""):
+        components = [_picture(picture), gr.Textbox(question, label="Question")]
         answers = gr.Textbox(
+            lines,
             label="Answers to choose from (optional)",
             info=f"{LINES}; without them the model writes one",
             lines=3,
-            visible=not named,
+            visible=not self._knows_answers,
         )
-        return [_picture(), gr.Textbox(label="Question"), answers, *self.heat_switch()]
+        return [*components, answers, *self.heat_switch()]
 
     def outputs(self):
         return [gr.Label(label="Answer", num_top_classes=5), *self.heat_picture()]
 
     def examples(self):
-        rows = shapes_dataset("questions", "test", 3, image_size=EXAMPLE_SIZE).select([1, 2])
-        choices = ["zero\none\ntwo\nthree", "red\ngreen\nblue\nyellow"]
-        return [[row["image"], row["question"], lines] for row, lines in zip(rows, choices, strict=True)]
+        rows = shapes_dataset("questions", "test", 3, image_size=EXAMPLE_SIZE).select([2, 1])
+        choices = ["red\ngreen\nblue\nyellow", "zero\none\ntwo\nthree"]
+        values = zip(rows["image"], rows["question"], choices, strict=True)
+        return [list(value)[: 2 if self._knows_answers else 3] for value in values]
+
+    @property
+    def _knows_answers(self) -> bool:
+        """Whether the head has answers of its own."""
+        return getattr(self.pipe.model.config, "answers", None) is not None
 
     def run(self, picture: Image.Image, question: str, answers: str = "", heat: bool = False) -> Values:
         _check_picture(picture)
@@ -96,8 +103,8 @@ class QuestionAnswering(Panel):
 class Entailment(QuestionAnswering):
     title, does, button = "Visual entailment", "tells whether the picture entails the sentence", "Judge"
 
-    def inputs(self):
-        return [_picture(), gr.Textbox(label="Sentence"), *self.heat_switch()]
+    def inputs(self, picture, sentence):
+        return [_picture(picture), gr.Textbox(sentence, label="Sentence"), *self.heat_switch()]
 
     def outputs(self):
         return [gr.Label(label="Judgement"), *self.heat_picture()]
@@ -115,10 +122,10 @@ class Entailment(QuestionAnswering):
 class Reasoning(Panel):
     title, does, button = "Visual reasoning", "tells whether the sentence is true of both pictures", "Judge"
 
-    def inputs(self):
+    def inputs(self, left, right, sentence):
         with gr.Row():
-            pictures = [_picture("Left picture", 200), _picture("Right picture", 200)]
-        return [*pictures, gr.Textbox(label="Sentence"), *self.heat_switch()]
+            pictures = [_picture(left, "Left picture"), _picture(right, "Right picture")]
+        return [*pictures, gr.Textbox(sentence, label="Sentence"), *self.heat_switch()]
 
     def outputs(self):
         return [gr.Label(label="Judgement"), *self.heat_picture()]
@@ -133,7 +140,9 @@ class Reasoning(Panel):
         found = self.pipe([left, right], _text(sentence, "a sentence"), return_heatmap=heat)
         values = [found["probabilities"]]
         if self.has_heatmap:
-            drawn = [draw_heatmap(*pair) for pair in zip((left, right), found.get("heatmap", ()), strict=False)]
+            drawn = [
+                draw_heatmap(*pair) for pair in zip((left, right), found.get("heatmap", ()), strict=False)
+            ]
             values.append(draw_sheet(list(zip(("left", "right"), drawn, strict=True))) if heat else None)
         return values
 
@@ -141,12 +150,12 @@ class Reasoning(Panel):
 class Grounding(Panel):
     title, does, button = "Grounding", "finds what a phrase refers to", "Find"
 
-    def inputs(self):
-        phrases = gr.Textbox(label="Phrases", info=LINES, lines=3)
-        return [_picture(), phrases, *self.heat_switch(isinstance(self.pipe.model, HeatmapHead))]
+    def inputs(self, picture, lines):
+        components = [_picture(picture), gr.Textbox(lines, label="Phrases", info=LINES, lines=3)]
+        return [*components, *self.heat_switch(isinstance(self.pipe.model, HeatmapHead))]
 
     def outputs(self):
-        return [_result("Found"), _table(["phrase", "x1", "y1", "x2", "y2", *self._score()])]
+        return [_result("Found"), _table(["phrase", "x1", "y1", "x2", "y2", *self._score()], first=40)]
 
     def examples(self):
         rows = shapes_dataset("regions", "test", EXAMPLES, image_size=EXAMPLE_SIZE)
@@ -176,17 +185,23 @@ class Grounding(Panel):
 class Retrieval(Panel):
     title, does, button = "Retrieval", "ranks texts by how well they fit pictures", "Compare"
 
-    def inputs(self):
+    def inputs(self, examples, lines):
         pictures = gr.Gallery(
-            label="Pictures", type="filepath", interactive=True, columns=3, height=HEIGHT, file_types=["image"]
+            examples,
+            label="Pictures",
+            type="filepath",
+            interactive=True,
+            columns=3,
+            height=HEIGHT,
+            file_types=["image"],
         )
-        return [pictures, gr.Textbox(label="Texts", info=LINES, lines=3), *self.heat_switch()]
+        return [pictures, gr.Textbox(lines, label="Texts", info=LINES, lines=3), *self.heat_switch()]
 
     def outputs(self):
         best = gr.Gallery(
             label="The best text of each picture", interactive=False, columns=2, height=HEIGHT, format="png"
         )
-        return [best, _table(["picture", "text", "probability of a match", *self._cosine()])]
+        return [best, _table(["text", "picture", "match", *self._cosine()], first=55)]
 
     def examples(self):
         rows = shapes_dataset("captions", "test", 2 * EXAMPLES, image_size=EXAMPLE_SIZE)
@@ -206,7 +221,7 @@ class Retrieval(Panel):
             drawn.append((image, f"{place}: {best['text']}"))
             for each in of_image["texts"]:
                 cosine = [f"{each[name]:.2f}" for name in self._cosine()]
-                rows.append([place, each["text"], f"{each['probability']:.3f}", *cosine])
+                rows.append([each["text"], place, f"{each['probability']:.3f}", *cosine])
         return [drawn, rows]
 
     def _cosine(self) -> list[str]:
@@ -217,10 +232,10 @@ class Retrieval(Panel):
 class Captioning(Panel):
     title, does, button = "Captioning", "writes what is in the picture", "Describe"
 
-    def inputs(self):
+    def inputs(self, picture, prompt):
         return [
-            _picture(),
-            gr.Textbox(label="Begin with (optional)", info="a prompt in place of the model's own"),
+            _picture(picture),
+            gr.Textbox(prompt, label="Begin with (optional)", info="a prompt in place of the model's own"),
             gr.Slider(1, 10, 3, step=1, label="Beams", info="more read further ahead, and take longer"),
         ]
 
@@ -249,8 +264,10 @@ PANELS: dict[str, type[Panel]] = {  # by pipeline; features are numbers, which r
 # Components
 
 
-def _picture(label: str = "Picture", height: int = HEIGHT) -> gr.Image:
-    picture = gr.Image(type="pil", label=label, height=height, sources=["upload", "clipboard", "webcam"])
+def _picture(value: Image.Image, label: str = "Picture") -> gr.Image:
+    picture = gr.Image(
+        value, type="pil", format="png", label=label, height=HEIGHT, sources=["upload", "clipboard", "webcam"]
+    )
     read = picture.preprocess
 
     def preprocess(payload):
@@ -265,11 +282,18 @@ def _picture(label: str = "Picture", height: int = HEIGHT) -> gr.Image:
 
 
 def _result(label: str) -> gr.Image:
-    return gr.Image(label=label, height=HEIGHT, interactive=False, format="png", buttons=["download", "fullscreen"])
+    return gr.Image(
+        label=label, height=HEIGHT, interactive=False, format="png", buttons=["download", "fullscreen"]
+    )
 
 
-def _table(headers: Sequence[str]) -> gr.Dataframe:
-    return gr.Dataframe(headers=list(headers), label="Numbers", interactive=False, wrap=True)
+def _table(headers: Sequence[str], first: int) -> gr.Dataframe:
+    """Numbers behind texts, which take the `first` percents of its width."""
+    rest = len(headers) - 1
+    widths = [f"{first}%", *[f"{(100 - first) / rest:.1f}%"] * rest]
+    return gr.Dataframe(
+        headers=list(headers), label="Numbers", interactive=False, wrap=True, column_widths=widths
+    )
 
 
 # What a person gave

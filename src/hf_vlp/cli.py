@@ -141,8 +141,8 @@ def predict(
 def demo(
     models: Annotated[list[str], typer.Argument(help="Folders or Hub names of models.")],
     task: Annotated[
-        list[PredictTask] | None,
-        typer.Option(help="Only this task; repeat it for more.", show_default=False),
+        list[str] | None,
+        typer.Option(help="Only this task, as of predict; repeat it for more.", show_default=False),
     ] = None,
     extractor: Extractor = None,
     port: Annotated[

@@ -17,6 +17,7 @@ from ..pipelines import PREFIX, TASKS, VLPPipeline, pipeline
 from .panels import NOTE, PANELS, Panel
 
 FONT = ["ui-sans-serif", "system-ui", "sans-serif"]
+CSS = ".gallery .grid-wrap { padding-top: 40px; }"  # else the label lies on the first picture
 TASK_NAMES = {TASKS[name][0]: name for name in PANELS}  # "vqa": "visual-question-answering"
 
 
@@ -65,7 +66,13 @@ def launch(page: gr.Blocks, **options: Any) -> None:
     """Show a page: `page.launch` without a public link, without anything from another server, and with the
     fonts of the machine."""
     theme = gr.themes.Default(font=FONT, font_mono=["ui-monospace", "monospace"])
-    plain = {"theme": theme, "share": False, "ssr_mode": False, "footer_links": ["api", "gradio"]}
+    plain = {
+        "theme": theme,
+        "css": CSS,
+        "share": False,
+        "ssr_mode": False,
+        "footer_links": ["api", "gradio", "settings"],
+    }
     page.launch(**plain | options)
 
 

@@ -194,14 +194,20 @@ class Retrieval(Panel):
             columns=3,
             height=HEIGHT,
             file_types=["image"],
+            elem_classes="gallery",
         )
         return [pictures, gr.Textbox(lines, label="Texts", info=LINES, lines=3), *self.heat_switch()]
 
     def outputs(self):
         best = gr.Gallery(
-            label="The best text of each picture", interactive=False, columns=2, height=HEIGHT, format="png"
+            label="The best text of each picture",
+            interactive=False,
+            columns=2,
+            height=HEIGHT,
+            format="png",
+            elem_classes="gallery",
         )
-        return [best, _table(["text", "picture", "match", *self._cosine()], first=55)]
+        return [best, _table(["text", "picture", "match", *self._cosine()], first=46)]
 
     def examples(self):
         rows = shapes_dataset("captions", "test", 2 * EXAMPLES, image_size=EXAMPLE_SIZE)

@@ -101,6 +101,7 @@ COMMANDS = (
     "predict",
     "train",
     "evaluate",
+    "demo",
     "extract",
     "index",
     "build",

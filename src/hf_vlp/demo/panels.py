@@ -14,7 +14,7 @@ from ..data.shapes import shapes_dataset
 from ..images import load_image
 from ..models.image_text_heatmaps import HeatmapHead
 from ..pipelines import VLPPipeline
-from ..visualization import draw_heatmap, draw_located, draw_sheet, stack
+from ..visualization import draw_heatmap, draw_located, draw_sheet
 from ..visualization.gradcam import HEADS
 
 EXAMPLES = 2
@@ -155,7 +155,8 @@ class Grounding(Panel):
         return [*components, *self.heat_switch(isinstance(self.pipe.model, HeatmapHead))]
 
     def outputs(self):
-        return [_result("Found"), _table(["phrase", "x1", "y1", "x2", "y2", *self._score()], first=40)]
+        score = ["match" if name == "probability" else name for name in self._score()]
+        return [_result("Found"), _table(["phrase", "x1", "y1", "x2", "y2", *score], first=40)]
 
     def examples(self):
         rows = shapes_dataset("regions", "test", EXAMPLES, image_size=EXAMPLE_SIZE)
@@ -173,7 +174,10 @@ class Grounding(Panel):
             [each["text"], *map(round, each["box"]), *(f"{each[name]:.2f}" for name in self._score())]
             for each in found
         ]
-        return [stack(draw_located([picture], found)), rows]
+        drawn = draw_located([picture], found)
+        if len(drawn) == 1:
+            return [drawn[0], rows]
+        return [draw_sheet(list(zip(texts, drawn, strict=True)), columns=3), rows]
 
     def _score(self) -> list[str]:
         """What heads tell beside the box."""
@@ -238,10 +242,10 @@ class Retrieval(Panel):
 class Captioning(Panel):
     title, does, button = "Captioning", "writes what is in the picture", "Describe"
 
-    def inputs(self, picture, prompt):
+    def inputs(self, picture):
         return [
             _picture(picture),
-            gr.Textbox(prompt, label="Begin with (optional)", info="a prompt in place of the model's own"),
+            gr.Textbox(label="Begin with (optional)", info="a prompt in place of the model's own"),
             gr.Slider(1, 10, 3, step=1, label="Beams", info="more read further ahead, and take longer"),
         ]
 
@@ -250,11 +254,11 @@ class Captioning(Panel):
 
     def examples(self):
         rows = shapes_dataset("captions", "test", EXAMPLES, image_size=EXAMPLE_SIZE)
-        return [[row["image"], ""] for row in rows]
+        return [[row["image"]] for row in rows]
 
     def run(self, picture: Image.Image, prompt: str = "", beams: int = 3) -> Values:
         _check_picture(picture)
-        return [self.pipe(picture, prompt.strip() or None, num_beams=int(beams))["caption"]]
+        return [self.pipe(picture, (prompt or "").strip() or None, num_beams=int(beams))["caption"]]
 
 
 PANELS: dict[str, type[Panel]] = {  # by pipeline; features are numbers, which retrieval compares

@@ -278,11 +278,11 @@ def test_the_page_tells_what_is_missing(page):
 PUSH = """
 from heads import make_head
 import hf_vlp
-from hf_vlp import demo
+from hf_vlp.commands.demo import run
 model, processor = make_head(hf_vlp.XVLMForPreTraining)
 model.push_to_hub("org/tiny-xvlm")
 processor.push_to_hub("org/tiny-xvlm")
-demo.push_space("org/try-it", "org/tiny-xvlm", ["grounding"])
+assert "org/try-it/commit" in run(["org/tiny-xvlm"], ["grounding"], space="org/try-it", private=True)
 """
 AGAIN = """
 from hf_vlp import demo
@@ -295,10 +295,17 @@ else:
     raise AssertionError("overwritten")
 """
 RUN = """
-import json, os, runpy
+import json, os, runpy, socket, time
 import gradio, hf_vlp
 assert hf_vlp.__file__.startswith(os.getcwd()), "the copy beside it"
+asked = []
+look_up = socket.getaddrinfo
+socket.getaddrinfo = lambda host, *rest, **options: asked.append(host) or look_up(host, *rest, **options)
 page = runpy.run_path("app.py")["demo"]
+hf_vlp.demo.launch(page, prevent_thread_lock=True)
+time.sleep(1)  # what gradio does on the side
+page.close()
+assert {str(host) for host in asked} <= {"127.0.0.1", "localhost", "0.0.0.0", "::1"}, asked
 print(json.dumps({"tabs": [block.label for block in page.blocks.values() if isinstance(block, gradio.Tab)]}))
 """
 

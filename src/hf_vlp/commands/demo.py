@@ -11,7 +11,7 @@ def run(
     space: str | None = None,
     private: bool = False,
 ) -> str | None:
-    """Show the page until it is stopped, or upload it to `space`; then where it is.
+    """Show the page until it is stopped, or upload it to `space`; then the address of that commit.
 
     Raises:
         ValueError: as `build` and `push_space`, or gradio is not installed.
@@ -21,5 +21,5 @@ def run(
     except ImportError as error:
         raise ValueError(str(error)) from error
     if space is not None:
-        return str(demo.push_space(space, models, tasks, extractor, private=private or None).repo_url)
+        return demo.push_space(space, models, tasks, extractor, private=private or None).commit_url
     demo.launch(demo.build(models, tasks, extractor), server_port=port)

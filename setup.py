@@ -8,7 +8,11 @@ VIZ = ["matplotlib"]
 HDF5 = ["h5py"]
 FAISS = ["faiss-cpu"]
 ONNX = ["onnx", "onnxscript", "onnxruntime"]
-TEST = ["pytest", "pytest-xdist", "hypothesis", "ruff", "peft", *VIZ, *HDF5, *FAISS, *ONNX]
+DEMO = ["gradio>=6"]  # the first whose theme goes to `launch`
+TEST = [
+    *("pytest", "pytest-xdist", "hypothesis", "ruff", "peft", "playwright"),
+    *(*VIZ, *HDF5, *FAISS, *ONNX, *DEMO),
+]
 DOCS = ["sphinx", "furo", "myst-parser"]
 
 setup(
@@ -47,6 +51,7 @@ setup(
         "hdf5": HDF5,
         "faiss": FAISS,
         "onnx": ONNX,
+        "demo": DEMO,
         "test": TEST,
         "docs": DOCS,
     },

@@ -16,6 +16,7 @@ default_role = "code"  # docstrings mark code with single backticks
 add_module_names = False
 autodoc_default_options = {"member-order": "bysource", "exclude-members": "config_class"}
 autodoc_inherit_docstrings = False
+autodoc_mock_imports = ["gradio"]  # of the extra `demo`, which the docs go without
 autodoc_typehints = "none"  # docstrings tell the shapes, which types do not
 
 

@@ -298,15 +298,18 @@ def _upload_mode(asked: dict, files: dict[str, File]) -> dict:
     return {"path": path, "uploadMode": mode, "shouldIgnore": False, "oid": oid}
 
 
-_NAME = r"([\w.-]+/[\w.-]+)"  # of a model or a data set, which share one space of names here
+_NAME = r"([\w.-]+/[\w.-]+)"  # of a model, a data set or a Space, which share names here
 _ROUTES = [
     (r"/api/repos/create", _Handler.create),
     (r"/api/validate-yaml", lambda self, hub, body: self._json({"errors": [], "warnings": []})),
-    (rf"/api/(?:models|datasets)/{_NAME}(?:/(revision|tree|branch|preupload|commit)/(.+))?", _Handler.api),
-    (rf"/(?:datasets/)?{_NAME}\.git/info/lfs/objects/batch", _Handler.lfs_batch),
-    (rf"/(?:datasets/)?{_NAME}/lfs/verify", lambda self, hub, body, name: self._json({})),
+    (
+        rf"/api/(?:models|datasets|spaces)/{_NAME}(?:/(revision|tree|branch|preupload|commit)/(.+))?",
+        _Handler.api,
+    ),
+    (rf"/(?:datasets/|spaces/)?{_NAME}\.git/info/lfs/objects/batch", _Handler.lfs_batch),
+    (rf"/(?:datasets/|spaces/)?{_NAME}/lfs/verify", lambda self, hub, body, name: self._json({})),
     (rf"/{_NAME}/lfs/(\w+)", _Handler.lfs_upload),
-    (rf"/(?:datasets/)?{_NAME}/(?:resolve|raw)/([^/]+)/(.+)", _Handler.resolve),
+    (rf"/(?:datasets/|spaces/)?{_NAME}/(?:resolve|raw)/([^/]+)/(.+)", _Handler.resolve),
 ]
 
 

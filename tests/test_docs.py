@@ -108,6 +108,7 @@ COMMANDS = (
     "predict",
     "train",
     "evaluate",
+    "demo",
     "extract",
     "index",
     "build",

@@ -161,6 +161,31 @@ def predict(
 
 
 @app.command()
+def demo(
+    models: Annotated[list[str], typer.Argument(help="Folders or Hub names of models.")],
+    task: Annotated[
+        list[str] | None,
+        typer.Option(help="Only this task, as of predict; repeat it for more.", show_default=False),
+    ] = None,
+    extractor: Extractor = None,
+    port: Annotated[
+        int | None, typer.Option(help="Of the page; the first free one from 7860.", show_default=False)
+    ] = None,
+    push_space: Annotated[
+        str | None,
+        typer.Option(help="Upload the page as this Space, ORG/NAME, instead.", show_default=False),
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="With --push-space: a private one.")] = False,
+) -> None:
+    """Try models in the browser: a tab for every task that they have a head with weights for."""
+    from .commands.demo import run
+
+    where = run(models, task, extractor, port, push_space, private)
+    if where is not None:
+        typer.echo(where)
+
+
+@app.command()
 def train(
     task: Annotated[TrainTask, typer.Argument(help="What to learn.", show_default=False)],
     model: Model,

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from itertools import groupby
 from pathlib import Path
 
 from PIL import Image
@@ -13,7 +12,7 @@ from ..data.soho_readers import read_soho_answers
 from ..images import load_image
 from ..loading import load_trained, place_extractor
 from ..prediction import Prediction, predict
-from ..visualization import draw_boxes, draw_heatmap, draw_word_heatmaps, stack, word_heatmaps
+from ..visualization import draw_located, draw_word_heatmaps, stack, word_heatmaps
 from ..visualization.gradcam import HEADS
 
 
@@ -79,7 +78,7 @@ def _draw(model, processor, images: Sequence, predictions: Sequence[Prediction])
     Of retrieval, each text is drawn with the image that suits it best.
     """
     if "box" in predictions[0]:
-        return stack(_draw_boxes(images, predictions))
+        return stack(draw_located(images, predictions))
     drawn = [one for one in predictions if one.get("image_rank", 1) == 1]
     pictures = [[load_image(images[place]) for place in _places(one)] for one in drawn]
     inputs = [pair if len(pair) == 2 else pair[0] for pair in pictures]
@@ -92,19 +91,6 @@ def _draw(model, processor, images: Sequence, predictions: Sequence[Prediction])
             for picture in of_text
         ]
     )
-
-
-def _draw_boxes(images: Sequence, predictions: Sequence[Prediction]) -> list[Image.Image]:
-    pictures = []
-    numbered = enumerate(predictions)
-    for _, group in groupby(numbered, lambda one: (one[1]["image"], "heatmap" in one[1] and one[0])):
-        group = [prediction for _, prediction in group]
-        image = load_image(images[group[0]["image"]])
-        if "heatmap" in group[0]:
-            image = draw_heatmap(image, group[0]["heatmap"])
-        boxes, labels = [one["box"] for one in group], [one["text"] for one in group]
-        pictures.append(draw_boxes(image, boxes, labels))
-    return pictures
 
 
 def _places(prediction: Prediction) -> list[int]:

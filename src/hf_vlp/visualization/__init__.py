@@ -13,6 +13,7 @@ from .dictionary import (
     living_entries,
 )
 from .gradcam import WordHeatmaps, draw_heatmap, draw_sheet, draw_word_heatmaps, stack, word_heatmaps
+from .predictions import draw_located
 from .report import Figure, Score, write_report
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "draw_entry_map",
     "draw_entry_patches",
     "draw_heatmap",
+    "draw_located",
     "draw_loss_curves",
     "draw_sheet",
     "draw_usage",

@@ -57,7 +57,8 @@ class VisualDictionary(nn.Module):
         """The nearest entry of each cell (M, D): (M,); of equally near ones the first."""
         with torch.autocast(cells.device.type, enabled=False):
             cells, entries = cells.float(), self.embeddings.float()
-            distances = entries.square().sum(dim=1) - 2 * cells @ entries.T  # less the square of the cell
+            # less the square of the cell
+            distances = torch.addmm(entries.square().sum(dim=1), cells, entries.T, alpha=-2)
             return distances.argmin(dim=1)
 
     @torch.no_grad()

@@ -253,7 +253,7 @@ def pretrained_soho(tmp_path_factory) -> tuple[Path, list[float]]:
 def test_soho_pretraining(pretrained_soho):
     """More than half of the dictionary's entries are in use in unseen scenes, and its figure is drawn."""
     folder, (used, foils, coin) = pretrained_soho
-    assert used > 0.5 and foils >= 0.8 and coin == 0.5
+    assert used > 0.5 and foils >= 0.85 and coin == 0.5
     assert len(list(folder.glob("dictionary_*.png"))) == 3
 
 
